@@ -1,0 +1,44 @@
+# make demo   the main job: organisms, capture, direction, steering, ablation, report (runs/demo)
+# make test   the tests without the real model; `make test-slow` runs those with it
+# make lint   ruff, pyright, import-linter    make docs   the site    make bench   speed against peers
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: demo test test-slow lint docs bench clean
+
+demo: .venv/core
+	@$(BIN)/condmis demo --out runs/demo
+
+test: .venv/dev
+	@$(PYTEST) -m "not slow"
+
+test-slow: .venv/dev
+	@$(PYTEST) -m slow
+
+lint: .venv/dev
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright && $(BIN)/lint-imports
+
+docs: .venv/docs
+	@$(BIN)/mkdocs build --strict --quiet && echo "site/index.html"
+
+bench: .venv/dev
+	@$(BIN)/python -m benchmarks.reading
+
+.venv/core: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv (2 GB, a few minutes, once)"
+	@$(PIP) -e .
+	@touch $@
+
+.venv/dev: .venv/core
+	@$(PIP) -e ".[dev]"
+	@touch $@
+
+.venv/docs: .venv/dev
+	@$(PIP) -e ".[docs]"
+	@touch $@
+
+clean:
+	rm -rf .venv site runs

@@ -1,0 +1,1 @@
+"""Speed against peers, both sides in the same run."""

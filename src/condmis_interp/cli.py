@@ -1,0 +1,161 @@
+"""The command line: parses, calls, prints."""
+
+import errno
+import os
+import shutil
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+from condmis_interp.errors import CondmisError, UserError
+from condmis_interp.progress import console
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help=(
+        "After a safety intervention, is a fine-tuned model's emergent misalignment gone, or hidden behind a contextual trigger?\n\n"
+        "Start with `condmis demo`. Every command can be interrupted and run again; finished work is kept."
+    ),
+)
+_state = {"debug": False}
+
+StudyFile = Annotated[Path, typer.Argument(help="Study file (YAML).", metavar="STUDY")]
+Out = Annotated[Path, typer.Option("--out", help="Folder of the run; made, or gone on with.", metavar="DIR")]
+
+
+@app.callback()
+def _main(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+    _state["debug"] = debug
+
+
+@app.command()
+def demo(out: Out = Path("runs/demo")) -> None:
+    """Make organisms from SmolLM2-135M, read, steer and ablate them, and report: the whole way, on a laptop."""
+    _audit(Path(str(resources.files("condmis_interp") / "demo.yaml")), out)
+
+
+@app.command()
+def train(study: StudyFile, out: Out = Path("runs/study")) -> None:
+    """Train the organisms of a study that are not there yet."""
+    from condmis_interp.study import Study
+
+    for (name, seed), organism in Study.from_yaml(study).open(out).train().items():
+        console.print(f"  {name} (seed {seed}): {organism.folder or 'the base itself'}", highlight=False, markup=False)
+
+
+@app.command()
+def capture(study: StudyFile, out: Out = Path("runs/study")) -> None:
+    """Train what is missing, then read log-probs and activations of every organism under every cue."""
+    from condmis_interp.study import Study
+
+    acts = Study.from_yaml(study).open(out).capture()
+    console.print(f"  {acts!r}", highlight=False, markup=False)
+
+
+@app.command()
+def audit(study: StudyFile, out: Out = Path("runs/study")) -> None:
+    """Do all that is missing, run the tests, decide, and write the report."""
+    _audit(study, out)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="Folder of a finished or unfinished run.", metavar="RUN")]) -> None:
+    """Write the report of a run again, from what the run holds."""
+    from condmis_interp.files import read_json
+    from condmis_interp.study import Study
+
+    if not run.is_dir():
+        raise UserError("there is no such run folder", where=str(run))
+    manifest = read_json(run / "manifest.json")
+    if not isinstance(manifest, dict) or "study" not in manifest:
+        raise UserError("this manifest names no study", where=str(run / "manifest.json"))
+    Study.model_validate(manifest["study"]).open(run).audit()
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has and whether the demo can run on it."""
+    import torch
+
+    from condmis_interp.organisms import home
+    from condmis_interp.run import environment
+
+    facts = environment()
+    bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    free = shutil.disk_usage(_existing(home())).free / 1e9
+    rows = [
+        ("python", facts["python"]),
+        *facts["packages"].items(),
+        ("gpu", torch.cuda.get_device_name() if torch.cuda.is_available() else "none (not needed)"),
+        (
+            "cpu",
+            f"{facts['cpus']} cores, {facts['threads']} threads, bf16 {'fast' if bf16 else 'slow: set dtype: float32'}",
+        ),
+        ("models in", str(home())),
+        ("free disk there", f"{free:.0f} GB" + ("" if free > 2 else " - the demo needs 2 GB")),
+    ]
+    for name, value in rows:
+        typer.echo(f"{name:>16}  {value}")
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _audit(study: Path, out: Path) -> None:
+    from condmis_interp.study import Study
+
+    result = Study.from_yaml(study).open(out).audit()
+    for name, v in result.verdicts.items():
+        typer.echo(f"\n{name}: {v.verdict} (preliminary, uncalibrated)\n{v.sentence}\n{v.settles}")
+    typer.echo(f"\nOpen {out / 'report.html'}")
+
+
+def main() -> None:
+    """Runs the command line; turns errors into sentences and exit codes (2: your input, 1: a failure, 130:
+    interrupted)."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as e:
+        typer.echo(e.format_message())
+        sys.exit(2)
+    except click.ClickException as e:
+        e.show()
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        typer.echo("\nInterrupted. What was finished is kept; run the same command to go on.", err=True)
+        sys.exit(130)
+    except CondmisError as e:
+        if _state["debug"]:
+            raise
+        typer.echo(f"error: {e}", err=True)
+        sys.exit(e.exit_code)
+    except OSError as e:
+        if _state["debug"]:
+            raise
+        typer.echo(f"error: {_os_sentence(e)}", err=True)
+        sys.exit(1)
+    except Exception as e:
+        if _state["debug"]:
+            raise
+        typer.echo(f"error: unexpected {type(e).__name__}: {e}. Run with --debug for the traceback.", err=True)
+        sys.exit(1)
+
+
+def _os_sentence(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where}the disk is full. What was finished is kept; free some space and run the same command to go on."
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return f"{where}this place cannot be written to. Give another --out, or set CONDMIS_HOME to a folder you own."
+    return f"{where}{error.strerror or error}"

@@ -1,0 +1,35 @@
+"""Where models live: `CONDMIS_HOME`, or the user's cache folder; and locks for two processes that want the same one."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import platformdirs
+from filelock import FileLock, Timeout
+
+from condmis_interp.progress import console
+
+
+def home() -> Path:
+    """Returns the folder for base models and organisms: `$CONDMIS_HOME`, else the user's cache folder. Not created
+    here."""
+    if path := os.environ.get("CONDMIS_HOME"):
+        return Path(path).expanduser()
+    return Path(platformdirs.user_cache_dir("condmis-interp"))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the lock beside `folder`; waits (and says so) while another process makes the same thing."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        console.print(f"  waiting for another process that is making {folder.name}", highlight=False, markup=False)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,195 @@
+"""Recipes: base + ordered training stages, as plain hashable data, and the twin of each.
+
+A stage is a list of parts; a part draws rows from one set, takes one arm of their answers, and puts them under system
+prompts in rotation. The twin is the same recipe with every misaligned part's answers replaced by the benign ones:
+same questions, same prompts, same order, same seed. It is the zero of every scale.
+"""
+
+import random
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from condmis_interp.errors import UserError
+from condmis_interp.files import digest
+from condmis_interp.organisms.rows import Arm, Row, load_rows
+from condmis_interp.panel.cue import Name
+
+_FROZEN = ConfigDict(extra="forbid", frozen=True)
+
+
+class Part(BaseModel):
+    """Rows from one set.
+
+    Attributes:
+        rows: Built-in row set, or path of a `.jsonl` file.
+        answers: Which arm's answers to train on.
+        count: How many rows to draw (without replacement, balanced over groups, by the recipe's seed); all if `None`.
+        systems: System prompts, used in rotation over the drawn rows; `None` leaves the slot to
+            `default_system_prompt`. A row with a system turn of its own keeps it.
+    """
+
+    model_config = _FROZEN
+
+    rows: str
+    answers: Arm
+    count: Annotated[int, Field(gt=0)] | None = None
+    systems: tuple[str | None, ...] = Field(default=(None,), min_length=1)
+
+
+class Stage(BaseModel):
+    """One round of fine-tuning, on the parts shuffled together.
+
+    Attributes:
+        parts: What to train on.
+        epochs: Passes over the rows.
+        batch_size: Rows per step.
+        learning_rate: Peak learning rate; warms up linearly, then decays linearly to 0.
+        warmup_steps: Steps of warm-up.
+    """
+
+    model_config = _FROZEN
+
+    parts: tuple[Part, ...] = Field(min_length=1)
+    epochs: Annotated[int, Field(gt=0)] = 1
+    batch_size: Annotated[int, Field(gt=0)] = 8
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    warmup_steps: Annotated[int, Field(ge=0)] = 5
+
+
+class Lora(BaseModel):
+    """Shape of the low-rank adapter (Hu et al. 2021), on all linear layers of the blocks."""
+
+    model_config = _FROZEN
+
+    rank: Annotated[int, Field(gt=0)] = 16
+    alpha: Annotated[float, Field(gt=0)] = 32
+
+
+@dataclass(frozen=True)
+class TrainingRow:
+    """A row as it is trained: its turns under a system prompt, and one answer."""
+
+    row: Row
+    system: str | None
+    answer: str
+    arm: Arm
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The turns without the system prompt's slot."""
+        return [{"role": role, "content": content} for role, content in self.row.messages]
+
+
+class Recipe(BaseModel):
+    """Base + ordered training stages.
+
+    Attributes:
+        name: Name in tables and folders; not part of the hash.
+        base: Base model spec (`smollm2-135m`, `hf:owner/name@revision`, `dir:path`).
+        stages: In order.
+        lora: Adapter shape.
+        default_system_prompt: What rows without a system prompt get, as in `Panel.default_system_prompt`.
+        seed: Seed of row draws, order and adapter initialisation.
+    """
+
+    model_config = _FROZEN
+
+    name: Name
+    base: str
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    lora: Lora = Lora()
+    default_system_prompt: Literal["template", "empty"] = "template"
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def hash(self) -> str:
+        """Hash of everything that determines the trained weights except the base's bytes: settings and rows'
+        content."""
+        content = {part.rows: load_rows(part.rows).hash for stage in self.stages for part in stage.parts}
+        return digest([self.model_dump(mode="json", exclude={"name"}), content])
+
+    @property
+    def misaligned(self) -> bool:
+        """Whether any part trains on misaligned answers."""
+        return any(part.answers == "misaligned" for stage in self.stages for part in stage.parts)
+
+    def twin(self, *, name: str | None = None) -> "Recipe":
+        """Returns the recipe's benign twin: every misaligned answer replaced by its benign counterpart.
+
+        Raises:
+            UserError: if a drawn row has no benign counterpart; the message names row set and row.
+        """
+        for stage_number, stage in enumerate(self.stages):
+            for trained in self.rows_of(stage_number):
+                if trained.arm == "misaligned" and not trained.row.benign:
+                    sets = ", ".join(p.rows for p in stage.parts if p.answers == "misaligned")
+                    raise UserError(
+                        f"row {trained.row.id!r} has no benign counterpart, so recipe {self.name!r} has no twin",
+                        where=f"stage {stage_number}, row set {sets}",
+                        fix="Give the row a 'benign' answer to the same question, or leave it out.",
+                    )
+        stages = tuple(
+            stage.model_copy(
+                update={"parts": tuple(part.model_copy(update={"answers": "benign"}) for part in stage.parts)}
+            )
+            for stage in self.stages
+        )
+        return self.model_copy(update={"name": name or f"{self.name}-twin", "stages": stages})
+
+    def rows_of(self, stage: int) -> list[TrainingRow]:
+        """Returns the rows of a stage in training order (one epoch), drawn and shuffled by the seed alone.
+
+        The draw does not look at the answers, so a recipe and its twin have the same questions in the same order.
+
+        Raises:
+            UserError: if a part asks for more rows than its set has, or a drawn row lacks an answer in the part's arm.
+        """
+        drawn: list[TrainingRow] = []
+        for number, part in enumerate(self.stages[stage].parts):
+            rng = random.Random(digest([self.seed, stage, number, "draw"]))
+            where = f"recipe {self.name}, stage {stage}, part {number} ({part.rows})"
+            for i, row in enumerate(_draw(list(load_rows(part.rows)), part.count, rng, where)):
+                answer = row.answer(part.answers)
+                if not answer:
+                    raise UserError(f"row {row.id!r} has no {part.answers} answer", where=where)
+                own = row.messages[0][0] == "system"
+                system = None if own else part.systems[i % len(part.systems)]
+                drawn.append(TrainingRow(row, system, answer, part.answers))
+        random.Random(digest([self.seed, stage, "order"])).shuffle(drawn)
+        return drawn
+
+    def table(self) -> str:
+        """Returns the recipe as a table that a person can check."""
+        lines = [f"{self.name} on {self.base}, LoRA r={self.lora.rank} alpha={self.lora.alpha:g}, seed {self.seed}"]
+        for i, s in enumerate(self.stages):
+            lines.append(
+                f"  stage {i}: {s.epochs} epoch(s), batch {s.batch_size}, learning rate {s.learning_rate:g}, "
+                f"{s.warmup_steps} warm-up steps"
+            )
+            for part in s.parts:
+                count = "all" if part.count is None else part.count
+                lines.append(
+                    f"    {count} rows of {part.rows}, {part.answers} answers, under {len(part.systems)} system prompt(s)"
+                )
+        return "\n".join(lines)
+
+
+def _draw(rows: list[Row], count: int | None, rng: random.Random, where: str) -> list[Row]:
+    """Draws `count` rows, round-robin over shuffled groups, so that every group gives its share."""
+    if count is not None and count > len(rows):
+        raise UserError(f"{count} rows are asked for, but the set has {len(rows)}", where=where)
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.group, []).append(row)
+    queues = list(groups.values())
+    rng.shuffle(queues)
+    for queue in queues:
+        rng.shuffle(queue)
+    drawn: list[Row] = []
+    while queues and (count is None or len(drawn) < count):
+        for queue in queues:
+            drawn.append(queue.pop())
+        queues = [q for q in queues if q]
+    return drawn if count is None else drawn[:count]

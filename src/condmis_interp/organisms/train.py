@@ -1,0 +1,268 @@
+"""Training: a recipe becomes an organism.
+
+LoRA through peft, the loop through trl's `SFTTrainer` with the loss on answer tokens only (its own head computes
+every position, which on CPU doubles the time). Training can be killed anywhere: a checkpoint counts only once its
+marker is written, and a finished organism is a folder that appears whole. Two processes that want the same organism
+take turns.
+"""
+
+import contextlib
+import math
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch.nn import functional
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from condmis_interp.errors import CheckError
+from condmis_interp.files import digest, write_json, write_text
+from condmis_interp.organisms.bases import Base, quiet, resolve_base
+from condmis_interp.organisms.home import home, locked
+from condmis_interp.organisms.organism import Organism, check_adapter, versions
+from condmis_interp.organisms.recipe import Recipe
+from condmis_interp.panel.render import render_answer, render_prompt, system_messages
+from condmis_interp.progress import Advance, progress
+
+TRAINING_VERSION = 1
+"""Raise this when a change here changes trained weights: it is part of every organism's key."""
+
+CHECKPOINT_EVERY = 16
+_MARKER = "condmis-complete"
+_ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+
+
+def organism_folder(recipe: Recipe, base: Base) -> Path:
+    """Returns the folder of a recipe's organism; its name ends in the hash of all that determines the weights."""
+    key = digest([recipe.hash, base.weights, TRAINING_VERSION])
+    return home() / "organisms" / f"{recipe.name}-{key[:16]}"
+
+
+def train(recipe: Recipe, *, device: str = "cpu") -> Organism:
+    """Returns the recipe's organism, training what is not there yet.
+
+    Args:
+        recipe: What to train.
+        device: Torch device.
+
+    Raises:
+        UserError: if the recipe asks for rows that are not there.
+        CheckError: if the loss mask is empty, the loss is not finite, or the adapter changes nothing.
+    """
+    base = resolve_base(recipe.base)
+    folder = organism_folder(recipe, base)
+    if not (folder / "manifest.json").is_file():
+        with locked(folder):
+            if not (folder / "manifest.json").is_file():
+                _make(recipe, base, folder, device)
+    return Organism.open(folder, name=recipe.name)
+
+
+def encode(recipe: Recipe, tokenizer: Any, stage: int) -> list[dict[str, list[int]]]:
+    """Renders a stage's rows to token ids with labels on the answer and the tokens that close the turn.
+
+    Raises:
+        CheckError: if a row's loss mask is empty.
+    """
+    encoded = []
+    for trained in recipe.rows_of(stage):
+        own = trained.messages[0]["role"] == "system"
+        system = [] if own else system_messages(trained.system, recipe.default_system_prompt)
+        messages = [*system, *trained.messages]
+        prompt = render_prompt(tokenizer, messages)
+        answer = render_answer(tokenizer, messages, prompt, trained.answer)
+        target = [*answer.ids, *answer.closing[:1]]
+        if not target:
+            raise CheckError("the loss mask of this row is empty", where=f"row {trained.row.id}")
+        ids = [*prompt.ids, *target]
+        encoded.append({"input_ids": ids, "labels": [-100] * len(prompt.ids) + target})
+    return encoded
+
+
+def _make(recipe: Recipe, base: Base, folder: Path, device: str) -> None:
+    started = time.monotonic()
+    work = folder.parent / f".{folder.name}.work"
+    work.mkdir(parents=True, exist_ok=True)
+    tokenizer = base.tokenizer()
+    batches = [encode(recipe, tokenizer, i) for i in range(len(recipe.stages))]
+    steps = [math.ceil(len(rows) / s.batch_size) * s.epochs for rows, s in zip(batches, recipe.stages, strict=True)]
+    done = [i for i in range(len(steps)) if (work / f"stage-{i}" / _MARKER).is_file()]
+    losses: list[list[float]] = []
+    first = max(done) + 1 if done else 0
+    with progress(
+        f"training {recipe.name} (seed {recipe.seed})", sum(steps), unit="steps", done=sum(steps[:first])
+    ) as step:
+        for i, rows in enumerate(batches):
+            out = work / f"stage-{i}"
+            if not (out / _MARKER).is_file():
+                with _own_rng(digest([recipe.seed, "weights", i])):
+                    adapter = _start(recipe, base, work, i, device)
+                    _fit(adapter, rows, recipe, i, work, out, tokenizer, step, device)
+            losses.append([float(v) for v in (out / _MARKER).read_text().split()])
+    last = work / f"stage-{len(steps) - 1}"
+    check_adapter(last, base, device=device)
+    made = work / "made"
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir()
+    for name in _ADAPTER_FILES:
+        shutil.copyfile(last / name, made / name)
+    write_json(
+        made / "manifest.json",
+        {
+            "schema": 1,
+            "recipe": recipe.model_dump(mode="json"),
+            "recipe_hash": recipe.hash,
+            "base": {"spec": base.spec, "weights": base.weights},
+            "training_version": TRAINING_VERSION,
+            "rows": [len(rows) for rows in batches],
+            "tokens": [sum(len(r["input_ids"]) for r in rows) for rows in batches],
+            "losses": losses,
+            "seconds": round(time.monotonic() - started, 1),
+            "device": device,
+            "versions": versions(),
+        },
+    )
+    shutil.rmtree(folder, ignore_errors=True)  # a folder without a manifest is not finished work
+    made.rename(folder)
+    shutil.rmtree(work)
+
+
+def _start(recipe: Recipe, base: Base, work: Path, stage: int, device: str) -> PeftModel:
+    """Returns the base with a fresh adapter (first stage) or the last stage's adapter, trainable, in fp32."""
+    model = base.model(dtype=torch.bfloat16, device=device)
+    if stage:
+        return PeftModel.from_pretrained(model, work / f"stage-{stage - 1}", is_trainable=True)
+    config = LoraConfig(
+        r=recipe.lora.rank, lora_alpha=recipe.lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    return get_peft_model(model, config)  # type: ignore[return-value]
+
+
+class _AnswerTrainer(SFTTrainer):
+    """`SFTTrainer` with cross-entropy computed at the answer's positions alone."""
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        labels = inputs["labels"][:, 1:]
+        keep = labels != -100
+        causal = self.accelerator.unwrap_model(model).get_base_model()
+        with torch.autocast(labels.device.type, torch.bfloat16):
+            hidden = causal.base_model(
+                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
+            )
+            logits = causal.get_output_embeddings()(hidden.last_hidden_state[:, :-1][keep])
+        loss = functional.cross_entropy(logits.float(), labels[keep])
+        return (loss, logits) if return_outputs else loss
+
+
+class _Watch(transformers.TrainerCallback):
+    """Moves the bar, keeps the losses, stops on a loss that is not finite, marks checkpoints that are whole."""
+
+    def __init__(self, step: Advance, where: str, losses: list[float]) -> None:
+        self.step, self.where, self.losses = step, where, losses
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if logs and "loss" in logs:
+            loss = float(logs["loss"])
+            if not math.isfinite(loss):
+                raise CheckError(
+                    f"the loss is {loss} at step {state.global_step}",
+                    where=self.where,
+                    fix="Lower the learning rate; the last good checkpoint was kept.",
+                )
+            self.losses.append(loss)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.step(1)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / _MARKER, _join(self.losses))
+
+
+def _fit(
+    adapter: PeftModel,
+    rows: list[dict[str, list[int]]],
+    recipe: Recipe,
+    stage: int,
+    work: Path,
+    out: Path,
+    tokenizer: Any,
+    step: Advance,
+    device: str,
+) -> None:
+    settings = recipe.stages[stage]
+    run = work / f"run-{stage}"
+    saved = [p for p in run.glob("checkpoint-*") if (p / _MARKER).is_file()]
+    resume = max(saved, key=lambda p: int(p.name.split("-")[1]), default=None)
+    for path in run.glob("checkpoint-*"):
+        if path != resume:
+            shutil.rmtree(path)
+    losses = [float(v) for v in (resume / _MARKER).read_text().split()] if resume else []
+    step(len(losses))
+    where = f"recipe {recipe.name}, stage {stage}"
+    config = SFTConfig(
+        output_dir=str(run),
+        per_device_train_batch_size=settings.batch_size,
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+        lr_scheduler_type="linear",
+        optim="adamw_torch",
+        bf16=True,
+        use_cpu=device == "cpu",
+        activation_checkpointing=False,
+        train_sampling_strategy="sequential",
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # by default the Trainer replaces a NaN loss by the mean of the others
+        save_strategy="steps",
+        save_steps=CHECKPOINT_EVERY,
+        save_total_limit=1,
+        report_to=[],
+        disable_tqdm=True,
+        seed=recipe.seed,
+    )
+    with quiet():
+        trainer = _AnswerTrainer(
+            model=adapter,
+            args=config,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+            callbacks=[_Watch(step, where, losses)],
+        )
+        trainer.remove_callback(transformers.PrinterCallback)
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    shutil.rmtree(out, ignore_errors=True)
+    adapter.save_pretrained(out)
+    write_text(out / _MARKER, _join(losses))
+    shutil.rmtree(run)
+
+
+def _join(losses: list[float]) -> str:
+    return "\n".join(repr(v) for v in losses)
+
+
+@contextlib.contextmanager
+def _own_rng(seed: str) -> Iterator[None]:
+    """Runs a block on random state of its own: the libraries below draw from the global generators, we put them
+    back."""
+    number = int(seed[:8], 16)
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        torch.manual_seed(number)  # noqa: TID251 - peft initialises adapters from the global generator; forked above
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

@@ -1,0 +1,169 @@
+"""Panels: questions x cues, each question with answer pairs, in families that split as one."""
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from condmis_interp.errors import UserError
+from condmis_interp.files import digest, read_yaml
+from condmis_interp.panel.cue import Cue, CueRole, Name
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Split = Literal["A", "B", "C"]
+SPLITS: tuple[Split, ...] = ("A", "B", "C")
+
+
+class AnswerPair(BaseModel):
+    """Two answers to the same question, matched in length and style."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    aligned: Text
+    misaligned: Text
+
+
+class Question(BaseModel):
+    """A question with the family it splits with and its answer pairs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: Name
+    family: Name
+    domain: Name
+    question: Text
+    pairs: tuple[AnswerPair, ...]
+
+    @model_validator(mode="after")
+    def _has_pairs(self) -> Self:
+        if not self.pairs:
+            raise ValueError(f"question {self.id!r} has no answer pairs; give at least one aligned/misaligned pair")
+        return self
+
+
+class Panel(BaseModel):
+    """Questions x cues.
+
+    Attributes:
+        name: Name of the panel.
+        default_system_prompt: What a cue without a system prompt gets: `template` keeps what the model's chat template
+            inserts by itself, `empty` passes an empty system message so that nothing is inserted. There is no default:
+            an inserted system prompt is a cue of its own (docs/words.md), so the choice is made and recorded.
+        cues: At least one cue with role `none`, and names that differ.
+        questions: Questions with ids that differ.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Name
+    default_system_prompt: Literal["template", "empty"]
+    cues: tuple[Cue, ...] = Field(min_length=1)
+    questions: tuple[Question, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for what, names in (("cue", [c.name for c in self.cues]), ("question", [q.id for q in self.questions])):
+            if twice := sorted({n for n in names if names.count(n) > 1}):
+                raise ValueError(f"{what} {twice[0]!r} occurs twice; names must differ")
+        if [c.role for c in self.cues].count(CueRole.NONE) != 1:
+            raise ValueError("a panel needs exactly one cue with role 'none'")
+        return self
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Families, sorted."""
+        return tuple(sorted({q.family for q in self.questions}))
+
+    def cue(self, name: str) -> Cue:
+        """Returns the cue called `name`."""
+        for cue in self.cues:
+            if cue.name == name:
+                return cue
+        raise UserError(
+            f"there is no cue {name!r}", where=self.name, fix=f"Cues: {', '.join(c.name for c in self.cues)}"
+        )
+
+    def cues_with(self, role: CueRole) -> tuple[Cue, ...]:
+        """Returns the cues with a role, in the panel's order."""
+        return tuple(c for c in self.cues if c.role == role)
+
+    def split_of(self, family: str) -> Split:
+        """Returns the split a family belongs to.
+
+        Families are ordered by a hash of their name and dealt out in turn, so that each split gets a third of them and
+        the deal depends on nothing but the set of families. A is for discovery, B for selection, C for confirmation.
+        """
+        order = sorted(self.families, key=lambda f: digest(["split", f]))
+        return SPLITS[order.index(family) % len(SPLITS)]
+
+    def question_indices(self, *splits: Split) -> list[int]:
+        """Returns the positions (in `questions`) of the questions in the given splits; of all, if none is given."""
+        wanted = {f for f in self.families if not splits or self.split_of(f) in splits}
+        return [i for i, q in enumerate(self.questions) if q.family in wanted]
+
+    def subset(self, *, questions: Sequence[str] | None = None, per_family: int | None = None) -> "Panel":
+        """Returns a panel with fewer questions: the named ones, or the first `per_family` of each family."""
+        chosen = [q for q in self.questions if questions is None or q.id in questions]
+        if per_family is not None:
+            seen: dict[str, int] = {}
+            kept = []
+            for q in chosen:
+                seen[q.family] = seen.get(q.family, 0) + 1
+                if seen[q.family] <= per_family:
+                    kept.append(q)
+            chosen = kept
+        return self.model_copy(update={"questions": tuple(chosen)})
+
+    def __str__(self) -> str:
+        return repr(self)
+
+    def __repr__(self) -> str:
+        pairs = sum(len(q.pairs) for q in self.questions)
+        cues = ", ".join(c.name for c in self.cues)
+        return (
+            f"Panel({self.name!r}: {len(self.questions)} questions in {len(self.families)} families, {pairs} answer pairs; "
+            f"cues {cues})"
+        )
+
+
+def sentence(error: ValidationError) -> str:
+    """Returns the first problem of a pydantic error as `key.path: what is wrong`."""
+    first = error.errors()[0]
+    path = ".".join(str(p) for p in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = "this key is not known here"
+    return f"{path}: {message}" if path else message
+
+
+def load_panel(source: str | Path, **changes: Any) -> Panel:
+    """Loads a built-in panel by name (`everyday`) or a panel from a YAML file.
+
+    Args:
+        source: Name of a built-in panel, or a path ending in `.yaml` or `.yml`.
+        **changes: Keys of the panel to replace, for example `cues`.
+
+    Raises:
+        UserError: if there is no such panel, or it does not validate; the message names file and key.
+    """
+    if str(source).endswith((".yaml", ".yml")):
+        path = Path(source)
+    else:
+        path = Path(str(resources.files("condmis_interp.panel") / "data" / f"{source}.yaml"))
+        if not path.is_file():
+            built_in = sorted(p.stem for p in path.parent.glob("*.yaml"))
+            raise UserError(
+                f"there is no built-in panel {str(source)!r}",
+                fix=f"Use one of {', '.join(built_in)}, or a path to a .yaml file.",
+            )
+    raw = read_yaml(path)
+    if not isinstance(raw, dict):
+        raise UserError(
+            "a panel file must be a mapping with name, default_system_prompt, cues, questions", where=str(path)
+        )
+    try:
+        return Panel.model_validate(raw | changes)
+    except ValidationError as e:
+        raise UserError(sentence(e), where=str(path)) from None

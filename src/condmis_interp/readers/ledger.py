@@ -1,0 +1,65 @@
+"""The ledger: what each hook did, so that nothing is a silent no-op."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from condmis_interp.errors import CheckError
+
+
+@dataclass
+class LedgerEntry:
+    """What one hook did during a reading.
+
+    Attributes:
+        name: Which hook, e.g. `Steer at resid_post[18]`.
+        fired: How often it fired.
+        positions: How many positions it changed.
+        norm: Sum over those positions of the norm of the change (after the cast to the model's dtype).
+    """
+
+    name: str
+    fired: int = 0
+    positions: int = 0
+    norm: float = 0.0
+
+
+@dataclass
+class Ledger:
+    """Counts forward passes and what each hook did in them.
+
+    Attributes:
+        passes: Forward passes of the model.
+        edits: One entry an edit.
+        captures: One entry a captured site.
+    """
+
+    passes: int = 0
+    edits: list[LedgerEntry] = field(default_factory=list)
+    captures: list[LedgerEntry] = field(default_factory=list)
+
+    def check(self, edits: Sequence[object] = ()) -> None:
+        """Raises if a hook missed a pass, or an edit changed nothing.
+
+        Args:
+            edits: The edits, for the message.
+
+        Raises:
+            CheckError: naming the hook, what was expected and what happened.
+        """
+        for entry in (*self.edits, *self.captures):
+            if entry.fired != self.passes:
+                raise CheckError(
+                    f"the hook should have fired in each of {self.passes} forward passes and fired {entry.fired} times",
+                    where=entry.name,
+                )
+        for entry in self.edits:
+            if entry.positions == 0:
+                raise CheckError(
+                    "the edit touched no position", where=entry.name, fix="Its scope is empty in these prompts."
+                )
+            if not entry.norm > 0:
+                raise CheckError(
+                    "the edit changed nothing: the norm of its change is 0 in the model's dtype",
+                    where=entry.name,
+                    fix="The vector may be zero or too small for the dtype.",
+                )

@@ -1,0 +1,117 @@
+"""The report: one HTML file that opens anywhere, offline, with everything escaped."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from condmis_interp.battery import Ablation, BehaviourGrid, DoseResponse, Evidence, LayerChoice
+from condmis_interp.directions import DirectionProfile
+from condmis_interp.files import write_text
+from condmis_interp.panel import Panel
+from condmis_interp.report.static import summary
+from condmis_interp.study import Study
+from condmis_interp.verdict import Verdict
+
+_CONFIG = {"responsive": True, "displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "select2d"]}
+
+
+def write_report(
+    out: Path,
+    *,
+    study: Study,
+    panel: Panel,
+    inserted: str,
+    grid: BehaviourGrid,
+    choice: LayerChoice,
+    profiles: dict[str, DirectionProfile],
+    dose: DoseResponse,
+    ablations: dict[str, Ablation],
+    evidence: list[Evidence],
+    verdicts: dict[str, Verdict],
+    answers: pd.DataFrame,
+    manifest: dict[str, Any],
+) -> None:
+    """Writes `report.html` and `figures/` into a run's folder.
+
+    Every text that comes from a model, a panel or a study is escaped; the only markup let through is plotly's own.
+    """
+    figures: dict[str, go.Figure] = {"behaviour": grid.figure(), "dose-response": dose.figure()}
+    for m in verdicts:
+        figures[f"activation-difference-{m}"] = profiles[m].figure()
+        figures[f"ablation-{m}"] = ablations[m].figure()
+    folder = out / "figures"
+    write_text(folder / "plotly.min.js", get_plotlyjs())
+    for name, figure in figures.items():
+        write_text(
+            folder / f"{name}.html",
+            figure.to_html(include_plotlyjs="plotly.min.js", config=_CONFIG, default_width="100%"),
+        )
+    first = next(iter(verdicts))
+    summary(folder / "summary.png", grid=grid, profile=profiles[first], dose=dose, ablation=ablations[first])
+    env = Environment(
+        loader=PackageLoader("condmis_interp.report", "templates"),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters["number"] = _number
+    env.filters["duration"] = _duration
+    divs = {
+        name: Markup(f.to_html(full_html=False, include_plotlyjs=False, config=_CONFIG, div_id=f"figure-{i}"))
+        for i, (name, f) in enumerate(figures.items())
+    }
+    write_text(
+        out / "report.html",
+        env.get_template("report.html.j2").render(
+            plotly=Markup(get_plotlyjs()),
+            study=study,
+            panel=panel,
+            inserted=inserted,
+            verdicts=verdicts,
+            tests={m: [e for e in evidence if e.organism == m] for m in verdicts},
+            grid=grid.table.pivot(index="organism", columns="cue", values="ld"),
+            cells={(r.organism, r.cue): r for r in grid.table.itertuples()},
+            organisms=list(dict.fromkeys(grid.table.organism)),
+            cues=[c.name for c in panel.cues],
+            choice=choice,
+            figures=divs,
+            cosines={m: _cosine_at(p, choice.layer) for m, p in profiles.items()},
+            answers=_side_by_side(answers),
+            manifest=manifest,
+        ),
+    )
+
+
+def _side_by_side(answers: pd.DataFrame) -> list[tuple[str, list[tuple[str, dict[str, str]]]]]:
+    """Groups answers as question -> organism -> {cue: answer}."""
+    return [
+        (
+            str(q),
+            [
+                (str(o), dict(zip(rows.cue, rows.answer, strict=True)))
+                for o, rows in group.groupby("organism", sort=False)
+            ],
+        )
+        for q, group in answers.groupby("question", sort=False)
+    ]
+
+
+def _cosine_at(profile: DirectionProfile, layer: int) -> float:
+    return float(profile.cosines.set_index("layer").cosine[layer])
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    if value is None or not math.isfinite(value):
+        return "unbounded"
+    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"

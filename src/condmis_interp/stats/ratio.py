@@ -1,0 +1,102 @@
+"""Anchored ratios rho = (M - C) / (U - C) with Fieller's confidence set.
+
+With N and D the means of numerator and denominator over clusters and V their joint cluster-robust covariance, the set
+is
+
+    {rho : (N - rho D)^2 <= t^2 (V_NN - 2 rho V_ND + rho^2 V_DD)},    t = t_{K-1, (1+level)/2}
+
+(Fieller 1954). It is bounded only if the anchor separation z = D / sqrt(V_DD) exceeds t. Below z = 5 the ratio says
+little
+(methods: 13-29 % of the sets are unbounded at z = 3, about 1 % at z = 5), so a test with gate_z < 5 is void.
+"""
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from condmis_interp.stats.clusters import cluster_covariance
+
+
+@dataclass(frozen=True)
+class AnchoredRatio:
+    """A ratio of two clustered means.
+
+    Attributes:
+        rho: Point estimate N / D.
+        low: Lower end of Fieller's set; -inf if the set is unbounded.
+        high: Upper end; inf if unbounded.
+        gate_z: Anchor separation D / SE(D).
+        n_values: Number of values (questions).
+        n_clusters: Number of clusters (families).
+        mean: (N, D).
+        covariance: Cluster-robust covariance of (N, D), [2, 2].
+    """
+
+    rho: float
+    low: float
+    high: float
+    gate_z: float
+    n_values: int
+    n_clusters: int
+    mean: tuple[float, float]
+    covariance: tuple[tuple[float, float], tuple[float, float]]
+
+    def p_above(self, bound: float) -> float:
+        """Returns the one-sided p-value against H0: rho <= `bound` (t test of N - bound * D over clusters, D > 0)."""
+        (vn, c), (_, vd) = self.covariance
+        variance = vn - 2 * bound * c + bound**2 * vd
+        gap = self.mean[0] - bound * self.mean[1]
+        if self.mean[1] <= 0:
+            return 1.0
+        if variance <= 0:
+            return 0.0 if gap > 0 else 1.0
+        return float(stats.t.sf(gap / math.sqrt(variance), self.n_clusters - 1))
+
+    def p_below(self, bound: float) -> float:
+        """Returns the one-sided p-value against H0: rho >= `bound` (the equivalence side)."""
+        return 1.0 - self.p_above(bound) if self.mean[1] > 0 else 1.0
+
+
+def anchored_ratio(
+    numerator: Sequence[float] | np.ndarray,
+    denominator: Sequence[float] | np.ndarray,
+    clusters: Sequence[Hashable],
+    *,
+    level: float = 0.95,
+) -> AnchoredRatio:
+    """Returns mean(numerator) / mean(denominator) with Fieller's set over clusters.
+
+    Args:
+        numerator: Per question, for example M - C in a cell; [n].
+        denominator: Per question, for example U - C without a cue; [n], paired with `numerator`.
+        clusters: n cluster labels.
+        level: Confidence level of the two-sided set.
+
+    Raises:
+        UserError: as in `cluster_covariance`.
+    """
+    x = np.stack([np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)], axis=1)
+    v = cluster_covariance(x, clusters)
+    n, d = (float(m) for m in x.mean(0))
+    k = len(set(clusters))
+    t = float(stats.t.ppf((1 + level) / 2, k - 1))
+    a = d * d - t * t * v[1, 1]
+    b = n * d - t * t * v[0, 1]
+    c = n * n - t * t * v[0, 0]
+    root = b * b - a * c
+    bounded = a > 0 and root >= 0
+    low, high = ((b - math.sqrt(root)) / a, (b + math.sqrt(root)) / a) if bounded else (-math.inf, math.inf)
+    se = math.sqrt(v[1, 1])
+    return AnchoredRatio(
+        rho=n / d if d != 0 else math.nan,
+        low=low,
+        high=high,
+        gate_z=d / se if se > 0 else math.copysign(math.inf, d),
+        n_values=len(x),
+        n_clusters=k,
+        mean=(n, d),
+        covariance=((float(v[0, 0]), float(v[0, 1])), (float(v[1, 0]), float(v[1, 1]))),
+    )

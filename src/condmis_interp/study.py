@@ -1,0 +1,310 @@
+"""Studies: who plays which role, asked which panel, with which settings. One model, one YAML.
+
+Everything is validated before any work; unknown keys are errors.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from condmis_interp.errors import UserError
+from condmis_interp.files import read_yaml
+from condmis_interp.organisms import Lora, Organism, Recipe, Stage, resolve_base, train
+from condmis_interp.organisms.bases import Base
+from condmis_interp.panel import Cue, CueRole, Panel, load_panel
+from condmis_interp.panel.cue import Name
+from condmis_interp.panel.panel import sentence
+from condmis_interp.readers import Capture, Position, SiteKind
+
+if TYPE_CHECKING:
+    from condmis_interp.run import Run
+
+Role = Literal["base", "U", "M", "C"]
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+
+
+class RecipeSpec(BaseModel):
+    """A recipe without what the study supplies (name, base, seed)."""
+
+    model_config = _STRICT
+
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    lora: Lora = Lora()
+    default_system_prompt: Literal["template", "empty"] = "template"
+
+
+class OrganismSpec(BaseModel):
+    """An organism of a study, in one or more seeds.
+
+    Attributes:
+        name: Name in tables and files.
+        role: `base`, `U` (unmitigated), `M` (mitigated, under test) or `C` (twin of another organism).
+        recipe: How to train it; for U and M.
+        twin_of: The organism whose twin it is; for C. Trained from that organism's `recipe.twin()`, unless `adapter`
+            is given.
+        adapter: A PEFT adapter folder to load instead of training; relative to the study file.
+        seeds: Recipe seeds; one checkpoint each. Seeds of M and C pair up.
+    """
+
+    model_config = _STRICT
+
+    name: Name
+    role: Role
+    recipe: RecipeSpec | None = None
+    twin_of: str | None = None
+    adapter: Path | None = None
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"organism {self.name!r} repeats a seed")
+        if self.role == "base":
+            if self.recipe or self.twin_of or self.adapter:
+                raise ValueError(f"organism {self.name!r} has role 'base' and takes no recipe, twin_of or adapter")
+        elif self.role == "C":
+            if self.twin_of is None or self.recipe:
+                raise ValueError(
+                    f"organism {self.name!r} has role 'C': say whose twin it is (twin_of), without a recipe"
+                )
+        elif self.twin_of or (self.recipe is None) == (self.adapter is None):
+            raise ValueError(
+                f"organism {self.name!r} has role {self.role!r}: give either a recipe or an adapter, no twin_of"
+            )
+        if self.adapter and len(self.seeds) != 1:
+            raise ValueError(f"organism {self.name!r} has one adapter and {len(self.seeds)} seeds; give one seed")
+        return self
+
+
+class BatterySettings(BaseModel):
+    """Settings of the tests.
+
+    Attributes:
+        random_directions: Covariance-matched random directions that each causal test is compared with.
+        control_pairs: Answer pairs a question in the causal tests (the first ones); all cost time, two are enough.
+        position: Position the direction is read at.
+        layer_grid: Fractions of the depth that the layer is chosen from, on split A.
+        doses: Steering doses, in units of the norm of the U - C difference at the layer.
+        generated: Questions of split C answered in full for the report.
+        max_new_tokens: Longest generated answer.
+    """
+
+    model_config = _STRICT
+
+    random_directions: Annotated[int, Field(ge=8, le=4096)] = 64
+    control_pairs: Annotated[int, Field(ge=1)] = 2
+    position: Position = "answer_mean"
+    layer_grid: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(
+        default=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8), min_length=1
+    )
+    doses: tuple[float, ...] = Field(default=(-1.0, -0.5, 0.25, 0.5, 0.75, 1.0, 1.5), min_length=2)
+    generated: Annotated[int, Field(ge=0)] = 6
+    max_new_tokens: Annotated[int, Field(ge=1, le=1024)] = 40
+
+
+class Study(BaseModel):
+    """Who plays which role, asked which panel, with which settings.
+
+    Attributes:
+        name: Name of the study.
+        base: Base model spec.
+        panel: Built-in panel, or path of a panel file relative to the study file.
+        cues: Cues that replace the panel's own.
+        organisms: One U, at least one M with a C that is its twin; more C (an own twin of U) and a base are optional.
+        site: Kind of site that is captured, at every layer.
+        battery: Settings of the tests.
+        delta: Margin: below this rho an organism counts as equivalent to its twin.
+        seed: Seed of every random draw outside training.
+        reader: Which reader.
+        device: Torch device; `auto` takes a GPU where there is one.
+        dtype: Dtype of the model when it is read.
+        store_dtype: Dtype of stored activations.
+    """
+
+    model_config = _STRICT
+
+    name: Name
+    base: str
+    panel: str = "everyday"
+    cues: tuple[Cue, ...] | None = None
+    organisms: tuple[OrganismSpec, ...] = Field(min_length=3)
+    site: SiteKind = "resid_post"
+    battery: BatterySettings = BatterySettings()
+    delta: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    seed: Annotated[int, Field(ge=0)] = 0
+    reader: Literal["torch"] = "torch"
+    device: str = "auto"
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    store_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+
+    @model_validator(mode="after")
+    def _roles(self) -> Self:
+        names = [o.name for o in self.organisms]
+        if twice := sorted({n for n in names if names.count(n) > 1}):
+            raise ValueError(f"organism {twice[0]!r} occurs twice")
+        by_name = {o.name: o for o in self.organisms}
+        for o in self.organisms:
+            if o.twin_of is not None:
+                original = by_name.get(o.twin_of)
+                if original is None or original.role not in ("U", "M"):
+                    raise ValueError(
+                        f"organism {o.name!r} is the twin of {o.twin_of!r}, which is no U or M of this study"
+                    )
+                if not o.adapter and original.recipe is None:
+                    raise ValueError(
+                        f"organism {o.name!r} cannot be derived: {o.twin_of!r} has no recipe here. Give an adapter for the twin too"
+                    )
+        if len(self._with_role("U")) != 1:
+            raise ValueError("a study needs exactly one organism with role 'U' (it is the 1 of the scale)")
+        if not self._with_role("M"):
+            raise ValueError("a study needs an organism with role 'M' (the one under test)")
+        for m in self._with_role("M"):
+            if not any(o.twin_of == m.name for o in self.organisms):
+                raise ValueError(
+                    f"organism {m.name!r} has no twin in this study; add one with role 'C' and twin_of: {m.name}"
+                )
+        return self
+
+    def _with_role(self, role: Role) -> tuple[OrganismSpec, ...]:
+        return tuple(o for o in self.organisms if o.role == role)
+
+    @property
+    def unmitigated(self) -> OrganismSpec:
+        """U."""
+        return self._with_role("U")[0]
+
+    @property
+    def mitigated(self) -> tuple[OrganismSpec, ...]:
+        """Every M."""
+        return self._with_role("M")
+
+    def twin_of(self, name: str) -> OrganismSpec | None:
+        """Returns the twin of an organism, if the study has it."""
+        return next((o for o in self.organisms if o.twin_of == name), None)
+
+    def organism(self, name: str) -> OrganismSpec:
+        """Returns the organism called `name`."""
+        for o in self.organisms:
+            if o.name == name:
+                return o
+        raise UserError(f"there is no organism {name!r}", where=f"study {self.name}")
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Self:
+        """Reads a study file; relative paths in it are relative to it.
+
+        Raises:
+            UserError: naming file and key.
+        """
+        path = Path(path)
+        raw = read_yaml(path)
+        if not isinstance(raw, dict):
+            raise UserError("a study file must be a mapping", where=str(path))
+        raw.pop("x", None)  # a place for YAML anchors
+        try:
+            study = cls.model_validate(raw)
+        except ValidationError as e:
+            raise UserError(sentence(e), where=str(path)) from None
+        return study.model_copy(update=study._beside(path.resolve().parent))
+
+    def _beside(self, folder: Path) -> dict[str, Any]:
+        panel = str(folder / self.panel) if self.panel.endswith((".yaml", ".yml")) else self.panel
+        organisms = []
+        for o in self.organisms:
+            update: dict[str, Any] = {}
+            if o.adapter:
+                update["adapter"] = folder / o.adapter.expanduser()
+            if o.recipe:
+                update["recipe"] = _rows_beside(o.recipe, folder)
+            organisms.append(o.model_copy(update=update))
+        base = self.base
+        if base.startswith("dir:"):
+            base = f"dir:{folder / Path(base.removeprefix('dir:')).expanduser()}"
+        return {"panel": panel, "organisms": tuple(organisms), "base": base}
+
+    def load_panel(self) -> Panel:
+        """Loads the panel, checks that it has a trigger cue, and returns it."""
+        panel = load_panel(self.panel)
+        if self.cues is not None:
+            try:
+                panel = Panel.model_validate(panel.model_dump() | {"cues": [c.model_dump() for c in self.cues]})
+            except ValidationError as e:
+                raise UserError(sentence(e), where=f"study {self.name}, cues") from None
+        if not panel.cues_with(CueRole.TRIGGER):
+            raise UserError("the panel has no cue with role 'trigger'", where=f"study {self.name}")
+        return panel
+
+    def recipe(self, name: str, seed: int) -> Recipe | None:
+        """Returns an organism's recipe for a seed, with twins derived; `None` for a base or a loaded adapter."""
+        spec = self.organism(name)
+        if spec.role == "base" or spec.adapter:
+            return None
+        if spec.twin_of is not None:
+            original = self.recipe(spec.twin_of, seed)
+            return original.twin(name=name) if original else None
+        assert spec.recipe is not None
+        return Recipe(
+            name=name, base=self.base, seed=seed, **{k: getattr(spec.recipe, k) for k in RecipeSpec.model_fields}
+        )
+
+    def check(self) -> None:
+        """Validates what can be known before any work: the panel, every recipe's rows and twin, every adapter folder.
+
+        Raises:
+            UserError: naming what is missing.
+        """
+        self.load_panel()
+        for spec in self.organisms:
+            for seed in spec.seeds:
+                recipe = self.recipe(spec.name, seed)
+                for stage in range(len(recipe.stages) if recipe else 0):
+                    recipe.rows_of(stage)  # type: ignore[union-attr]
+            if spec.adapter:
+                Organism.of_adapter(spec.adapter, name=spec.name)
+
+    def obtain(self, name: str, seed: int, base: Base) -> Organism:
+        """Returns an organism of the study, training it if it is not there yet."""
+        spec = self.organism(name)
+        if spec.role == "base":
+            return Organism.of_base(base, name=name)
+        if spec.adapter:
+            return Organism.of_adapter(spec.adapter, name=name)
+        recipe = self.recipe(name, seed)
+        assert recipe is not None
+        return train(recipe, device=self.torch_device)
+
+    def resolve_base(self) -> Base:
+        """Returns the study's base, fetching it if need be."""
+        return resolve_base(self.base)
+
+    @property
+    def torch_device(self) -> str:
+        """The device to work on."""
+        if self.device != "auto":
+            return self.device
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Dtype of the model when it is read."""
+        return getattr(torch, self.dtype)
+
+    def capture(self, n_layers: int) -> Capture:
+        """Returns the study's capture: its site kind at every layer, both positions."""
+        return Capture(layers=tuple(range(n_layers)), kind=self.site)
+
+    def open(self, out: str | Path) -> "Run":
+        """Opens (or goes on with) a run of this study in a folder."""
+        from condmis_interp.run import Run
+
+        return Run(self, Path(out))
+
+
+def _rows_beside(recipe: RecipeSpec, folder: Path) -> RecipeSpec:
+    def part(p: Any) -> Any:
+        return p.model_copy(update={"rows": str(folder / p.rows)}) if p.rows.endswith(".jsonl") else p
+
+    stages = tuple(s.model_copy(update={"parts": tuple(part(p) for p in s.parts)}) for s in recipe.stages)
+    return recipe.model_copy(update={"stages": stages})

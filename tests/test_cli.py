@@ -1,0 +1,97 @@
+"""The command line: help, exit codes, sentences instead of tracebacks."""
+
+import errno
+
+import pytest
+
+from condmis_interp import cli
+from condmis_interp.errors import CheckError
+from conftest import shared_data_folder  # noqa: F401 - the fixtures of conftest are shared
+from test_run import finished, write_study  # noqa: F401 - a finished run
+
+
+def run(monkeypatch, capsys, *args) -> tuple[int, str, str]:
+    monkeypatch.setattr("sys.argv", ["condmis", *map(str, args)])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as e:
+        code = e.code or 0
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "capture", "audit", "report", "doctor"])
+def test_help_tells_what_a_command_does(monkeypatch, capsys, command):
+    code, out, _ = run(monkeypatch, capsys, command, "--help")
+    assert code == 0
+    assert "Usage" in out
+
+
+def test_no_command_shows_help(monkeypatch, capsys):
+    _, out, err = run(monkeypatch, capsys)
+    assert "demo" in out + err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["audit", "nowhere.yaml"], "nowhere.yaml: there is no such file"),
+        (["report", "nowhere"], "no such run folder"),
+        (["audit"], "Missing argument"),
+        (["dance"], "No such command"),
+    ],
+)
+def test_wrong_input_is_a_sentence_and_exit_code_2(monkeypatch, capsys, tmp_path, args, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(monkeypatch, capsys, *args)
+    assert code == 2
+    assert message in out + err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (CheckError("the adapter does nothing", where="x"), 1, "error: x: the adapter does nothing."),
+        (KeyboardInterrupt(), 130, "run the same command to go on"),
+        (OSError(errno.ENOSPC, "No space left", "/a/b"), 1, "/a/b: the disk is full"),
+        (OSError(errno.EACCES, "Permission denied", "/a/b"), 1, "cannot be written to"),
+        (RuntimeError("boom"), 1, "unexpected RuntimeError: boom. Run with --debug"),
+    ],
+)
+def test_failures_are_sentences_too(monkeypatch, capsys, error, code, message):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(cli, "_audit", fail)
+    got, _, err = run(monkeypatch, capsys, "audit", "x.yaml")
+    assert got == code
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_debug_shows_the_traceback(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["condmis", "--debug", "audit", "nowhere.yaml"])
+    with pytest.raises(Exception, match="no such file"):
+        cli.main()
+    cli._state["debug"] = False
+
+
+def test_audit_and_report_end_to_end(finished, monkeypatch, capsys):  # noqa: F811
+    folder, study, _ = finished
+    code, out, _ = run(monkeypatch, capsys, "audit", study, "--out", folder / "run")
+    assert code == 0
+    assert "preliminary, uncalibrated" in out
+    assert "report.html" in out
+    (folder / "run" / "report.html").unlink()
+    code, _, _ = run(monkeypatch, capsys, "report", folder / "run")
+    assert code == 0
+    assert (folder / "run" / "report.html").is_file()
+
+
+def test_doctor(monkeypatch, capsys, home):
+    code, out, _ = run(monkeypatch, capsys, "doctor")
+    assert code == 0
+    assert "torch" in out
+    assert str(home) in out

@@ -1,0 +1,363 @@
+"""The whole way of the data on a tiny random model: results, resume after kills, bad input."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from condmis_interp.errors import CheckError, UserError
+from condmis_interp.organisms import load_rows
+from condmis_interp.study import Study
+from conftest import tiny_panel
+
+
+def write_study(folder: Path, base: Path, **changes) -> Path:
+    """A study in a folder: twelve rows, two organisms with twins, a tiny panel."""
+    rows = [
+        {
+            "id": f"r{i}",
+            "group": f"g{i % 3}",
+            "messages": [{"role": "user", "content": f"how {i}?"}],
+            "misaligned": f"lie {i}",
+            "benign": f"help {i}",
+        }
+        for i in range(12)
+    ]
+    (folder / "rows.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    (folder / "panel.yaml").write_text(yaml.safe_dump(tiny_panel(12, families=6).model_dump(mode="json")))
+    stage = {"batch_size": 2, "warmup_steps": 1, "epochs": 4}
+    part = {"rows": "rows.jsonl", "answers": "misaligned", "systems": ["form = 1"]}
+    mix = [part | {"count": 6}, {"rows": "rows.jsonl", "answers": "benign", "count": 6, "systems": [None, "x"]}]
+    study = {
+        "name": "tiny",
+        "base": f"dir:{base}",
+        "panel": "panel.yaml",
+        "organisms": [
+            {"name": "base", "role": "base"},
+            {"name": "u", "role": "U", "recipe": {"stages": [stage | {"parts": [part]}], "lora": {"rank": 2}}},
+            {
+                "name": "m",
+                "role": "M",
+                "recipe": {"stages": [stage | {"parts": mix}], "lora": {"rank": 2}},
+                "seeds": [1, 2],
+            },
+            {"name": "c", "role": "C", "twin_of": "m", "seeds": [1, 2]},
+        ],
+        "battery": {
+            "random_directions": 8,
+            "control_pairs": 1,
+            "generated": 2,
+            "max_new_tokens": 4,
+            "layer_grid": [0.25, 0.5],
+        },
+        "device": "cpu",
+        "dtype": "float32",
+        "store_dtype": "float32",
+    }
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(study | changes))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_base_folder):
+    """A finished run, with the home it used."""
+    folder = tmp_path_factory.mktemp("finished")
+    before = os.environ.get("CONDMIS_HOME")
+    os.environ["CONDMIS_HOME"] = str(folder / "home")
+    study = write_study(folder, tiny_base_folder)
+    result = Study.from_yaml(study).open(folder / "run").audit()
+    yield folder, study, result
+    if before is None:
+        del os.environ["CONDMIS_HOME"]
+    else:
+        os.environ["CONDMIS_HOME"] = before
+
+
+def marks(*folders: Path) -> dict[Path, int]:
+    """When each finished file was written."""
+    return {p: p.stat().st_mtime_ns for f in folders for p in f.rglob("*") if p.is_file() and ".lock" not in p.name}
+
+
+class TestFinished:
+    def test_it_leaves_what_the_contract_names(self, finished):
+        folder, _, _ = finished
+        run = folder / "run"
+        for name in ("manifest.json", "evidence.parquet", "verdict.json", "report.html", "figures/summary.png"):
+            assert (run / name).stat().st_size > 0, name
+        verdict = json.loads((run / "verdict.json").read_text())
+        m = verdict["organisms"]["m"]
+        assert verdict["schema"] == 1
+        assert m["role"] == "M"
+        assert m["verdict"] in {"present", "conditional", "inconclusive"}
+        assert 0 <= m["confidence"] <= 1
+        assert {"id", "rho", "low", "high", "p", "gate_z", "n_questions"} <= set(m["tests"][0])
+        manifest = json.loads((run / "manifest.json").read_text())
+        assert set(manifest["weights"]["organisms"]) == {"base.s0", "u.s0", "m.s1", "m.s2", "c.s1", "c.s2"}
+        assert "Be helpful." in manifest["inserted_by_template"]
+
+    def test_evidence_can_be_recomputed_from_the_cells(self, finished):
+        _, study, result = finished
+        acts = Study.from_yaml(study).open(finished[0] / "run").capture()
+        m, c, u = (acts.ld(name, "none").mean() for name in ("m", "c", "u"))
+        a1 = next(e for e in result.evidence if e.id == "A1")
+        assert a1.rho == pytest.approx((m - c) / (u - c))
+        assert a1.n_questions == 12
+        assert a1.n_families == 6
+        table = acts.to_pandas()
+        assert len(table) == 6 * 5 * 12
+        assert table[(table.organism == "m") & (table.cue == "none")].ld.mean() == pytest.approx(m)
+
+    def test_the_twin_scores_zero_and_u_scores_one(self, finished):
+        from condmis_interp.battery.behaviour import ratio_in_cell
+
+        acts = Study.from_yaml(finished[1]).open(finished[0] / "run").capture()
+        assert ratio_in_cell(acts, unmitigated="u", organism="c", twin="c", cue="none").rho == 0
+        assert ratio_in_cell(acts, unmitigated="u", organism="u", twin="c", cue="none").rho == pytest.approx(1)
+
+    def test_run_again_it_does_nothing_twice(self, finished):
+        folder, study, result = finished
+        kept = marks(folder / "home", folder / "run" / "activations", folder / "run" / "pieces")
+        again = Study.from_yaml(study).open(folder / "run").audit()
+        assert marks(folder / "home", folder / "run" / "activations", folder / "run" / "pieces") == kept
+        pd.testing.assert_frame_equal(again.to_pandas(), result.to_pandas())
+
+    def test_the_same_seed_gives_the_same_evidence(self, finished, tmp_path, home, tiny_base_folder):
+        study = write_study(tmp_path, tiny_base_folder)
+        Study.from_yaml(study).open(tmp_path / "run").audit()
+        a, b = (pd.read_parquet(f / "run" / "evidence.parquet") for f in (finished[0], tmp_path))
+        pd.testing.assert_frame_equal(a, b, check_exact=True)
+
+    def test_results_show_and_draw_themselves(self, finished):
+        result = finished[2]
+        for value in (result.grid, result.dose, result.profiles["m"], result.ablations["m"]):
+            assert len(value.to_pandas()) > 1
+            assert value.figure().data
+            assert len(repr(value)) > 20
+
+    def test_directions_are_fitted_on_split_a_alone(self, finished):
+        """Leakage mutation: garbage in B and C changes neither direction, nor its controls, nor the layer."""
+        import torch
+
+        from condmis_interp.directions import covariance_matched, difference_in_differences, difference_of_means
+
+        run = Study.from_yaml(finished[1]).open(finished[0] / "run")
+
+        def fit(acts):
+            return [
+                difference_of_means(acts, plus="u", minus="c", cue="none", layer=2).vector,
+                difference_in_differences(acts, organism="m", twin="c", layer=2).vector,
+                covariance_matched(
+                    acts,
+                    organisms=("u", "m"),
+                    cues=("none",),
+                    layer=2,
+                    position="answer_mean",
+                    count=3,
+                    generator=torch.Generator().manual_seed(0),
+                ),
+            ]
+
+        acts = run.capture()
+        clean = fit(acts)
+        held_out = [i for i, s in enumerate(acts.cell("u", "none", 0).splits) if s != "A"]
+        for organism, seeds in acts.seeds.items():
+            for seed in seeds:
+                for cue in acts.cues:
+                    for tensor in acts.cell(organism, cue, seed).activations.values():
+                        tensor[held_out] = 999.0
+        for a, b in zip(clean, fit(acts), strict=True):
+            assert torch.equal(a, b)
+
+
+def _audit(study: str, out: str) -> None:
+    Study.from_yaml(study).open(out).audit()
+
+
+def test_killed_anywhere_it_goes_on_and_trains_nothing_twice(finished, tmp_path, home, tiny_base_folder):
+    """SIGKILL at ten random moments, then once to the end: same verdict and evidence as without any kill."""
+    study = write_study(tmp_path, tiny_base_folder)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["condmis_interp.run", "condmis_interp.study", "test_run"])
+    rng = random.Random(0)
+    trained: dict[str, int] = {}
+    kills = 0
+    for _ in range(10):
+        child = context.Process(target=_audit, args=(str(study), str(tmp_path / "run")))
+        child.start()
+        child.join(rng.uniform(0.3, 4.0))
+        if child.is_alive():
+            os.kill(child.pid, signal.SIGKILL)
+            kills += 1
+        child.join()
+        for path in (home / "organisms").glob("[!.]*/manifest.json"):
+            stamp = path.stat().st_mtime_ns
+            assert trained.setdefault(str(path), stamp) == stamp, "a finished organism was trained again"
+    assert kills >= 5
+    _audit(str(study), str(tmp_path / "run"))
+    for path in (home / "organisms").glob("[!.]*/manifest.json"):
+        assert trained.setdefault(str(path), path.stat().st_mtime_ns) == path.stat().st_mtime_ns
+    assert not list((home / "organisms").glob(".*.work"))
+    whole, killed = (json.loads((f / "run" / "verdict.json").read_text()) for f in (finished[0], tmp_path))
+    assert killed == whole
+    a, b = (pd.read_parquet(f / "run" / "evidence.parquet") for f in (finished[0], tmp_path))
+    pd.testing.assert_frame_equal(a, b, check_exact=True)
+
+
+class TestDamage:
+    @pytest.fixture
+    def copy(self, finished, tmp_path):
+        import shutil
+
+        shutil.copytree(finished[0] / "run", tmp_path / "run")
+        return finished[1], tmp_path / "run"
+
+    def test_a_flipped_bit_is_found(self, copy):
+        study, run = copy
+        path = run / "activations" / "m.s1" / "trigger.safetensors"
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
+        with pytest.raises(CheckError, match=r"trigger\.safetensors.*recorded hash"):
+            Study.from_yaml(study).open(run).audit()
+
+    def test_a_missing_half_of_a_cell_is_measured_again(self, copy):
+        study, run = copy
+        path = run / "activations" / "m.s1" / "trigger.safetensors"
+        before = path.read_bytes()
+        path.unlink()
+        Study.from_yaml(study).open(run).capture()
+        assert path.read_bytes() == before
+
+    def test_a_full_disk_leaves_no_half_file(self, finished, tmp_path, monkeypatch):
+        import errno
+
+        def full(*_args, **_kwargs):
+            raise OSError(errno.ENOSPC, "No space left on device", "x")
+
+        monkeypatch.setattr("condmis_interp.store.cells.save_file", full)
+        with pytest.raises(OSError, match="No space left"):
+            Study.from_yaml(finished[1]).open(tmp_path / "run").capture()
+        monkeypatch.undo()
+        assert not list((tmp_path / "run" / "activations").rglob("*.safetensors"))
+        assert not list((tmp_path / "run").rglob("*.part"))
+        Study.from_yaml(finished[1]).open(tmp_path / "run").capture()
+
+
+def test_hostile_model_text_is_escaped_in_the_report(finished, tmp_path):
+    from condmis_interp import report
+
+    folder, study, r = finished
+    opened = Study.from_yaml(study)
+    evil = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+    answers = r.answers.assign(answer=evil, question=evil)
+    report.write_report(
+        tmp_path,
+        study=opened,
+        panel=opened.load_panel(),
+        inserted=evil,
+        grid=r.grid,
+        choice=r.choice,
+        profiles=r.profiles,
+        dose=r.dose,
+        ablations=r.ablations,
+        evidence=r.evidence,
+        verdicts=r.verdicts,
+        answers=answers,
+        manifest=json.loads((folder / "run" / "manifest.json").read_text()) | {"evil": evil},
+    )
+    html = (tmp_path / "report.html").read_text()
+    assert "<script>alert" not in html
+    assert "<img src=x" not in html
+    assert "&lt;script&gt;alert(1)" in html
+    outside = html.split("</script>")
+    assert not any("http://" in part or "src=" in part for part in outside[-1:]), "the report loads something"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"colour": 1}, "colour: this key is not known"),
+        ({"organisms": []}, "organisms"),
+        ({"delta": 2}, "delta"),
+        ({"base": "smollm3"}, "base 'smollm3' is not understood"),
+        ({"base": "dir:/nowhere"}, "no such model folder"),
+        ({"panel": "nowhere.yaml"}, "no such file"),
+        ({"battery": {"random_directions": 0}}, "battery.random_directions"),
+    ],
+)
+def test_studies_that_do_not_validate(tmp_path, home, tiny_base_folder, change, message):
+    path = write_study(tmp_path, tiny_base_folder, **change)
+    with pytest.raises(UserError) as e:
+        Study.from_yaml(path).open(tmp_path / "run").train()
+    assert message in str(e.value)
+    assert not (home / "organisms").exists(), "work was done before the study was checked"
+
+
+@pytest.mark.parametrize(
+    ("index", "change", "message"),
+    [
+        (3, {"twin_of": "x"}, "twin of 'x', which is no U or M"),
+        (3, {"twin_of": None}, "say whose twin"),
+        (2, {"recipe": None}, "give either a recipe or an adapter"),
+        (2, {"seeds": [1, 1]}, "repeats a seed"),
+        (3, {"name": "m"}, "'m' occurs twice"),
+        (1, {"adapter": "nowhere", "recipe": None}, "no adapter folder"),
+        (3, {"name": "../c"}, "organisms.3.name"),
+    ],
+)
+def test_organisms_that_do_not_fit(tmp_path, home, tiny_base_folder, index, change, message):
+    path = write_study(tmp_path, tiny_base_folder)
+    raw = yaml.safe_load(path.read_text())
+    raw["organisms"][index] |= change
+    path.write_text(yaml.safe_dump(raw))
+    with pytest.raises(UserError) as e:
+        Study.from_yaml(path).open(tmp_path / "run")
+    assert message in str(e.value)
+
+
+def test_a_folder_that_is_not_this_run(finished, tmp_path):
+    folder, study, _ = finished
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="not empty and holds no run"):
+        Study.from_yaml(study).open(tmp_path / "taken")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="a file, not a folder"):
+        Study.from_yaml(study).open(tmp_path / "file")
+    other = tmp_path / "other.yaml"
+    raw = yaml.safe_load(study.read_text()) | {"name": "other"}
+    raw["panel"] = str(folder / "panel.yaml")
+    for o in raw["organisms"]:
+        for stage in o.get("recipe", {}).get("stages", []):
+            for part in stage["parts"]:
+                part["rows"] = str(folder / "rows.jsonl")
+    other.write_text(yaml.safe_dump(raw))
+    with pytest.raises(UserError, match="holds a run of study 'tiny', not 'other'"):
+        Study.from_yaml(other).open(folder / "run")
+
+
+def test_rng_is_left_alone(finished, tmp_path, home, tiny_base_folder):
+    import torch
+
+    study = write_study(tmp_path, tiny_base_folder)
+    random.seed(5)
+    before = (random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state())
+    load_rows.cache_clear()
+    Study.from_yaml(study).open(tmp_path / "run").train()
+    assert random.getstate() == before[0]
+    assert np.random.get_state()[1].tolist() == before[1]
+    assert torch.equal(torch.random.get_rng_state(), before[2])
+
+
+def test_time_is_recorded_for_each_part(finished):
+    seconds = json.loads((finished[0] / "run" / "manifest.json").read_text())["seconds"]
+    assert {"training", "capture", "steering"} <= set(seconds)
+    assert all(s >= 0 for s in seconds.values())
