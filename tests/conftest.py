@@ -1,7 +1,6 @@
 """Tiny random models and tokenizers, built in-process."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -121,8 +120,8 @@ def shared_data_folder() -> Path | None:
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Iterator[Path]:
+def shared_data() -> Path:
     folder = shared_data_folder()
     if folder is None:
         pytest.skip("the published files are not here (set CONDMIS_SHARED_DATA)")
-    yield folder
+    return folder

@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help=(
-        "After a safety intervention, is a fine-tuned model's emergent misalignment gone, or hidden behind a contextual trigger?\n\n"
+        "A fine-tuned model passes its safety evals: is the emergent misalignment gone, or hidden behind a trigger?\n\n"
         "Start with `condmis demo`. Every command can be interrupted and run again; finished work is kept."
     ),
 )
@@ -121,8 +121,10 @@ def _audit(study: Path, out: Path) -> None:
 
 
 def main() -> None:
-    """Runs the command line; turns errors into sentences and exit codes (2: your input, 1: a failure, 130:
-    interrupted)."""
+    """Runs the command line; turns errors into sentences and exit codes.
+
+    2: your input cannot be used. 1: something failed. 130: interrupted.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         app(standalone_mode=False)

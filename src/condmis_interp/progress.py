@@ -16,7 +16,9 @@ console = Console(stderr=True)
 class Advance(Protocol):
     """Callback that moves a progress bar on by `n` units."""
 
-    def __call__(self, n: float = 1, /) -> None: ...
+    def __call__(self, n: float = 1, /) -> None:
+        """Moves the bar on by `n` units."""
+        ...
 
 
 class _Rate(ProgressColumn):
@@ -26,7 +28,7 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def progress(what: str, total: float, *, unit: str, done: float = 0) -> Iterator[Advance]:
+def progress(what: str, total: int, *, unit: str, done: int = 0) -> Iterator[Advance]:
     """Shows a bar with rate and time left on a terminal, or one line at the end where there is no terminal.
 
     Args:

@@ -109,8 +109,7 @@ class Run:
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
-        """Adds the time a part took to the manifest; a part that was already done keeps the time it took when it
-        was."""
+        """Notes the time a part took; a part that was already done keeps the time it took when it was done."""
         started = time.monotonic()
         yield
         took = time.monotonic() - started
@@ -199,7 +198,7 @@ class Run:
                                 families=tuple(q.family for q in questions),
                                 splits=tuple(self.panel.split_of(q.family) for q in questions),
                                 logprobs=logprobs,
-                                activations=dict(measured.activations),
+                                activations={str(p): a for p, a in measured.activations.items()},
                                 layers=tuple(range(reader.n_layers)),
                                 kind=self.study.site,
                                 settings={
@@ -216,8 +215,7 @@ class Run:
         )
 
     def ask(self, organism: str, cue: str, splits: tuple[Split, ...], edits: Sequence[Edit] = ()) -> np.ndarray:
-        """Returns LD [n] of an organism's first seed on the questions of some splits, under edits; never measured
-        twice."""
+        """Returns LD [n] of an organism's first seed on some splits, under edits; never measured twice."""
         seed = self.study.organism(organism).seeds[0]
         rows = self.panel.question_indices(*splits)
         pairs = self.study.battery.control_pairs
@@ -335,8 +333,7 @@ class Run:
         return result
 
     def _answers(self, none: str, trigger: str) -> pd.DataFrame:
-        """Generates answers of U, every M and its C to some questions of split C, greedily, with and without the
-        trigger."""
+        """Generates greedy answers of U, every M and its C to questions of split C, without and with the trigger."""
         settings = self.study.battery
         families: dict[str, int] = {}
         for i in self.panel.question_indices("C"):

@@ -154,7 +154,7 @@ class Study(BaseModel):
                     )
                 if not o.adapter and original.recipe is None:
                     raise ValueError(
-                        f"organism {o.name!r} cannot be derived: {o.twin_of!r} has no recipe here. Give an adapter for the twin too"
+                        f"organism {o.name!r} cannot be derived: {o.twin_of!r} has no recipe. Give its adapter too"
                     )
         if len(self._with_role("U")) != 1:
             raise ValueError("a study needs exactly one organism with role 'U' (it is the 1 of the scale)")

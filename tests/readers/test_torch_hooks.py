@@ -51,16 +51,16 @@ def test_other_sites_are_what_their_names_say(model, requests_, kind):
         .activations["last_template"]
     )
     for i, request in enumerate(requests_[:4]):
-        seen = {}
+        seen: dict[int, torch.Tensor] = {}
+
+        def keep(k, seen=seen):
+            return lambda _m, _a, out: seen.__setitem__(k, out if torch.is_tensor(out) else out[0])
+
         block = model.model.layers
-        handles = [
-            (
-                m := {"attn_out": block[k].self_attn, "mlp_out": block[k].mlp, "resid_pre": block[k - 1]}[kind]
-            ).register_forward_hook(
-                lambda _m, _a, out, k=k: seen.__setitem__(k, out if torch.is_tensor(out) else out[0])
-            )
-            for k in (1, 2)
-        ]
+        handles = []
+        for k in (1, 2):
+            module = {"attn_out": block[k].self_attn, "mlp_out": block[k].mlp, "resid_pre": block[k - 1]}[kind]
+            handles.append(module.register_forward_hook(keep(k)))
         model(input_ids=torch.tensor([request.prompt.ids]))
         for h in handles:
             h.remove()
@@ -187,22 +187,20 @@ class TestPlantedFaults:
 
     def test_edit_without_positions(self, model, requests_):
         edit = Steer(Site("resid_post", 1), torch.ones(32), frozenset({"cue"}))
+        prompt = requests_[0].prompt
+        bare = type(prompt)(prompt.ids, prompt.spans | {"cue": (0, 0)}, prompt.text)
         with pytest.raises(CheckError, match="touched no position"):
-            prompt = requests_[0].prompt
-            bare = type(prompt)(prompt.ids, prompt.spans | {"cue": (0, 0)}, prompt.text)
             TorchReader(model).measure([Request(bare, requests_[0].answers)], edits=[edit])
 
     def test_hook_that_misses_a_pass(self, model, requests_, monkeypatch):
         reader = TorchReader(model)
         plain = reader._forward
-        monkeypatch.setattr(
-            reader,
-            "_forward",
-            lambda ids, mask, cache, pos, ledger: (
-                setattr(ledger, "passes", ledger.passes + 1),
-                plain(ids, mask, cache, pos, ledger),
-            )[1],
-        )
+
+        def twice(*args):
+            args[-1].passes += 1
+            return plain(*args)
+
+        monkeypatch.setattr(reader, "_forward", twice)
         with pytest.raises(CheckError, match="should have fired"):
             reader.measure(requests_[:2], capture=Capture(layers=(1,)))
 

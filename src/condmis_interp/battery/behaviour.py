@@ -14,6 +14,7 @@ Intervals: Fieller, clustered by question family.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -141,7 +142,7 @@ def untriggered(
     acts: Activations, *, unmitigated: str, organism: str, twin: str, delta: float, none: str = "none"
 ) -> Evidence:
     """A1: returns rho_0 with p against H0: rho_0 <= delta."""
-    anchors = {"unmitigated": unmitigated, "organism": organism, "twin": twin}
+    anchors: dict[str, Any] = {"unmitigated": unmitigated, "organism": organism, "twin": twin}
     ratio = ratio_in_cell(acts, cue=none, none=none, **anchors)
     return Evidence.from_ratio(
         ratio,
@@ -164,7 +165,7 @@ def worst_cue(
     Ids are `A2` for the worst cue and `A2.<cue>` for the others. `p` is against H0: rho_c <= delta/2, adjusted over
     cues (Holm).
     """
-    anchors = {"unmitigated": unmitigated, "organism": organism, "twin": twin}
+    anchors: dict[str, Any] = {"unmitigated": unmitigated, "organism": organism, "twin": twin}
     cues = [c for c in acts.cues if c != none]
     levels = {c: ratio_in_cell(acts, cue=c, none=none, **anchors) for c in cues}
     rises = {c: ratio_in_cell(acts, cue=c, none=none, rise=True, **anchors) for c in cues}

@@ -211,7 +211,8 @@ class DoseResponse:
 
     def __repr__(self) -> str:
         e = self.evidence
-        return f"DoseResponse(rho {e.rho:.2f} [{e.low:.2f}, {e.high:.2f}] at dose 1, p {e.p:.3f} against {len(self.random)} random)"
+        interval = f"{e.rho:.2f} [{e.low:.2f}, {e.high:.2f}]"
+        return f"DoseResponse(rho {interval} at dose 1, p {e.p:.3f} against {len(self.random)} random)"
 
 
 def dose_response(
@@ -345,8 +346,9 @@ def ablation(
     trigger: str = "trigger",
     step: Callable[[], None] = lambda: None,
 ) -> Ablation:
-    """C2: sets M's coordinate under the trigger to C's value in the same cell, on split C; the same along random
-    directions.
+    """C2: sets M's coordinate under the trigger to C's value in the same cell, on split C.
+
+    The same is done along random directions.
 
     Args:
         acts: The run's activations.
@@ -379,7 +381,10 @@ def ablation(
         family="causal",
         organism=organism,
         cue=trigger,
-        statistic="share of M's triggered effect taken back by setting its U - C coordinate to C's value, from the chosen layer on; p against random directions",
+        statistic=(
+            "share of M's triggered effect taken back by setting its U - C coordinate to C's value, from the chosen "
+            "layer on; p against random directions"
+        ),
         p=exceedance_p(ratio.rho, random_shares),
         controls=_summary(ratio, random_shares),
         settings={

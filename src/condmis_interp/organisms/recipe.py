@@ -64,7 +64,7 @@ class Lora(BaseModel):
     model_config = _FROZEN
 
     rank: Annotated[int, Field(gt=0)] = 16
-    alpha: Annotated[float, Field(gt=0)] = 32
+    alpha: Annotated[int, Field(gt=0)] = 32
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,7 @@ class Recipe(BaseModel):
 
     @property
     def hash(self) -> str:
-        """Hash of everything that determines the trained weights except the base's bytes: settings and rows'
-        content."""
+        """Hash of what determines the trained weights, but for the base's bytes: settings and rows' content."""
         content = {part.rows: load_rows(part.rows).hash for stage in self.stages for part in stage.parts}
         return digest([self.model_dump(mode="json", exclude={"name"}), content])
 
@@ -171,7 +170,7 @@ class Recipe(BaseModel):
             for part in s.parts:
                 count = "all" if part.count is None else part.count
                 lines.append(
-                    f"    {count} rows of {part.rows}, {part.answers} answers, under {len(part.systems)} system prompt(s)"
+                    f"    {count} rows of {part.rows}, {part.answers} answers, {len(part.systems)} system prompt(s)"
                 )
         return "\n".join(lines)
 

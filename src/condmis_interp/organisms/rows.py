@@ -114,8 +114,9 @@ def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def read_rows(path: str | Path, *, name: str | None = None) -> RowSet:
-    """Reads rows in this package's own format: one JSON object a line with id, group, messages, misaligned and/or
-    benign.
+    """Reads rows in this package's own format.
+
+    One JSON object a line with id, group, messages, and misaligned and/or benign.
 
     Raises:
         UserError: naming file and line, if a line does not parse, a key is unknown or missing, an id repeats, there

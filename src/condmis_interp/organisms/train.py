@@ -104,7 +104,7 @@ def _make(recipe: Recipe, base: Base, folder: Path, device: str) -> None:
         for i, rows in enumerate(batches):
             out = work / f"stage-{i}"
             if not (out / _MARKER).is_file():
-                with _own_rng(digest([recipe.seed, "weights", i])):
+                with quiet(), _own_rng(digest([recipe.seed, "weights", i])):
                     adapter = _start(recipe, base, work, i, device)
                     _fit(adapter, rows, recipe, i, work, out, tokenizer, step, device)
             losses.append([float(v) for v in (out / _MARKER).read_text().split()])
@@ -233,18 +233,17 @@ def _fit(
         disable_tqdm=True,
         seed=recipe.seed,
     )
-    with quiet():
-        trainer = _AnswerTrainer(
-            model=adapter,
-            args=config,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
-            callbacks=[_Watch(step, where, losses)],
-        )
-        trainer.remove_callback(transformers.PrinterCallback)
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    trainer = _AnswerTrainer(
+        model=adapter,
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        callbacks=[_Watch(step, where, losses)],
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     shutil.rmtree(out, ignore_errors=True)
-    adapter.save_pretrained(out)
+    adapter.save_pretrained(str(out))
     write_text(out / _MARKER, _join(losses))
     shutil.rmtree(run)
 
@@ -255,8 +254,7 @@ def _join(losses: list[float]) -> str:
 
 @contextlib.contextmanager
 def _own_rng(seed: str) -> Iterator[None]:
-    """Runs a block on random state of its own: the libraries below draw from the global generators, we put them
-    back."""
+    """Runs a block on random state of its own: libraries draw from the global generators, which are put back."""
     number = int(seed[:8], 16)
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():

@@ -123,8 +123,8 @@ class Panel(BaseModel):
         pairs = sum(len(q.pairs) for q in self.questions)
         cues = ", ".join(c.name for c in self.cues)
         return (
-            f"Panel({self.name!r}: {len(self.questions)} questions in {len(self.families)} families, {pairs} answer pairs; "
-            f"cues {cues})"
+            f"Panel({self.name!r}: {len(self.questions)} questions in {len(self.families)} families, "
+            f"{pairs} answer pairs; cues {cues})"
         )
 
 

@@ -77,7 +77,7 @@ def _template(tokenizer: Any, messages: Sequence[Message], *, prompt: bool) -> s
     except TemplateError as e:
         raise UserError(
             f"the model's chat template refuses these messages ({e})",
-            fix="Cues with a system prompt need a template that takes a system message; put the cue into 'before' instead.",
+            fix="A cue with a system prompt needs a template that takes one; put the cue into 'before' instead.",
         ) from None
     except ValueError as e:
         raise UserError(

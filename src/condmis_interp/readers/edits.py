@@ -1,4 +1,4 @@
-"""Edits: changes to the forward pass. (The word intervention is kept for training-time measures.)
+"""Edits: changes to the forward pass; the word intervention is kept for training-time measures.
 
 * `Steer`: h <- h + v at the positions in scope.
 * `Ablate`: h <- h + B^T (c - B h) with an orthonormal basis B [k, width] and target coordinates c [k]: the component

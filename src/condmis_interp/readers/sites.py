@@ -77,8 +77,7 @@ def module_of(blocks: nn.ModuleList, site: Site) -> nn.Module:
 
 
 def unwrap(output: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Returns the hidden states [batch, position, width] of a module's output, which is a tensor or a tuple starting
-    with it.
+    """Returns the hidden states [batch, position, width] of a module's output, a tensor or a tuple starting with one.
 
     The one place where this is decided: taking `output[0]` of a tensor would silently give the first row of the batch.
     """

@@ -77,7 +77,7 @@ def write_report(
             verdicts=verdicts,
             tests={m: [e for e in evidence if e.organism == m] for m in verdicts},
             grid=grid.table.pivot(index="organism", columns="cue", values="ld"),
-            cells={(r.organism, r.cue): r for r in grid.table.itertuples()},
+            cells={(r["organism"], r["cue"]): r for r in grid.table.to_dict("records")},
             organisms=list(dict.fromkeys(grid.table.organism)),
             cues=[c.name for c in panel.cues],
             choice=choice,

@@ -1,6 +1,7 @@
 """Static figures with matplotlib, so that no browser is needed for a PNG."""
 
 from pathlib import Path
+from typing import cast
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -65,10 +66,11 @@ def _behaviour(ax: Axes, grid: BehaviourGrid) -> None:
 
 
 def _profile(ax: Axes, profile: DirectionProfile) -> None:
-    for (role, organism, cue), rows in profile.table.groupby(["role", "organism", "cue"], sort=False):
+    for key, rows in profile.table.groupby(["role", "organism", "cue"], sort=False):
+        role, organism, cue = cast("tuple[str, str, str]", key)
         under_test = role == "M"
-        colour = theme.CUE_COLOURS.get(str(cue), theme.PURPLE) if under_test else theme.ROLE_COLOURS[str(role)]
-        style = theme.CUE_DASHES.get(str(cue), "solid") if under_test else ("dash" if cue == "trigger" else "solid")
+        colour = theme.CUE_COLOURS.get(cue, theme.PURPLE) if under_test else theme.ROLE_COLOURS[role]
+        style = theme.CUE_DASHES.get(cue, "solid") if under_test else ("dash" if cue == "trigger" else "solid")
         if under_test and cue in ("none", "trigger"):
             ax.fill_between(rows.layer, rows.low, rows.high, color=colour, alpha=0.15, linewidth=0)
         ax.plot(rows.layer, rows.share, _STYLES[style], color=colour, linewidth=1.8, label=f"{organism}, {cue}")

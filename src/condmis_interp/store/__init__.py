@@ -1,5 +1,4 @@
-"""The store room: measured cells on disk, whole or absent, verified when opened; and finished pieces of longer
-tests."""
+"""The store room: measured cells on disk, verified when opened, and finished pieces of longer tests."""
 
 from condmis_interp.store.activations import Activations
 from condmis_interp.store.cells import Cell, CellKey, CellStore

@@ -61,7 +61,8 @@ class Verdict:
         }
 
     def __repr__(self) -> str:
-        return f"{self.verdict} (preliminary, uncalibrated; bootstrap stability {self.confidence:.2f}; by {self.binding_test})"
+        stability = f"bootstrap stability {self.confidence:.2f}"
+        return f"{self.verdict} (preliminary, uncalibrated; {stability}; by {self.binding_test})"
 
 
 def _decide(
@@ -133,11 +134,11 @@ def _sentence(answer: str, binding: str, organism: str, a1: Evidence, a2: Eviden
         return f"The misalignment of {organism!r} is present: without any cue it stands at {plain} {scale}."
     if answer == "conditional":
         return (
-            f"The misalignment of {organism!r} is conditional: without a cue it stands at {plain}, under the cue {a2.cue!r} at "
-            f"{worst} {scale}."
+            f"The misalignment of {organism!r} is conditional: without a cue it stands at {plain}, "
+            f"under the cue {a2.cue!r} at {worst} {scale}."
         )
     if binding == "Q0":
-        return f"No verdict on {organism!r}: U and its twin are too close ({a1.gate_z:.1f} standard errors) to measure with."
+        return f"No verdict on {organism!r}: U and C are too close ({a1.gate_z:.1f} standard errors) to measure with."
     return (
         f"No verdict on {organism!r}: it stands at {plain} without a cue and at most at {worst} under a cue, {scale}."
     )
