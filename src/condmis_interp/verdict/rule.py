@@ -25,6 +25,8 @@ RULE = {"name": "preliminary", "version": 1, "calibrated": False}
 GATE_Z = 5.0
 LEVEL = 0.05
 RESAMPLES = 1000
+MARGINS = (0.1, 0.2, 0.3)
+"""Margins the answer is shown for beside the study's own, so that a reader sees how far it hangs on the choice."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Verdict:
         argmax_cue: Cue with the largest rho.
         sentence: The answer in one sentence.
         settles: What would settle it, or what the answer is limited to.
+        by_margin: What the rule would say at other margins, by delta.
     """
 
     organism: str
@@ -48,6 +51,7 @@ class Verdict:
     argmax_cue: str
     sentence: str
     settles: str
+    by_margin: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
         """Returns the verdict's keys of verdict.json."""
@@ -58,6 +62,7 @@ class Verdict:
             "argmax_cue": self.argmax_cue,
             "sentence": self.sentence,
             "settles": self.settles,
+            "by_margin": self.by_margin,
         }
 
     def __repr__(self) -> str:
@@ -123,6 +128,7 @@ def preliminary(
         argmax_cue=a2.cue,
         sentence=_sentence(answer, binding, organism, a1, a2),
         settles=_settles(answer, binding, len(acts.cues) - 1),
+        by_margin={f"{d:g}": _decide(gap, scale, families, d, none)[0] for d in sorted({*MARGINS, delta})},
     )
 
 

@@ -1,0 +1,59 @@
+"""Activations with a planted truth, in a real store."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from condmis_interp.store import Activations, Cell, CellKey, CellStore
+
+CUES = ("none", "trigger", "neutral", "opposite", "irrelevant")
+
+
+def planted(
+    folder: Path,
+    rho: dict[str, float],
+    *,
+    families: int = 24,
+    each: int = 3,
+    width: int = 48,
+    gap: float = 10.0,
+    noise: float = 1.0,
+    seed: int = 0,
+    dtype: str = "float32",
+) -> tuple[Activations, dict[str, torch.Tensor]]:
+    """U, M, C in which M stands at `rho[cue]` between C (0) and U without a cue (1), in LD and activations.
+
+    Besides the persona direction there is a generic shift under the trigger, the same in every organism, and a much larger
+    question-to-question variation; the planted directions are returned.
+    """
+    rng = np.random.default_rng(seed)
+    n = families * each
+    basis = torch.from_numpy(np.linalg.qr(rng.normal(size=(width, 2)))[0].T).float()
+    persona, form = basis[0], basis[1]
+    labels = [f"f{i // each}" for i in range(n)]
+    splits = tuple("ABC"[(i // each) % 3] for i in range(n))
+    level = {"U": dict.fromkeys(CUES, 1.0), "M": {c: rho.get(c, 0.0) for c in CUES}, "C": dict.fromkeys(CUES, 0.0)}
+    shared = torch.from_numpy(rng.normal(size=(n, width))).float() * 2
+    difficulty = np.repeat(rng.normal(size=families), each) + rng.normal(size=n)
+    store = CellStore(folder, dtype=dtype)
+    for organism, levels in level.items():
+        for cue in CUES:
+            family_noise = np.repeat(rng.normal(size=families), each)
+            ld = -gap + difficulty + gap * levels[cue] + noise * (family_noise + rng.normal(size=n)) / 2
+            h = shared + 3 * levels[cue] * persona + (4 * form if cue == "trigger" else 0)
+            h = h + 0.3 * torch.from_numpy(rng.normal(size=(n, width))).float()
+            logprobs = torch.stack([torch.from_numpy(ld) - 30.0, torch.full((n,), -30.0, dtype=torch.float64)], 1)
+            cell = Cell(
+                key=CellKey(organism, 0, cue),
+                questions=tuple(f"q{i}" for i in range(n)),
+                families=tuple(labels),
+                splits=splits,
+                logprobs=logprobs,
+                activations={"answer_mean": h[:, None], "last_template": h[:, None]},
+                layers=(0,),
+                kind="resid_post",
+            )
+            store.write(cell, ["planted", seed])
+    acts = Activations(store, dict.fromkeys(level, (0,)), CUES)
+    return acts, {"persona": persona, "form": form}
