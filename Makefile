@@ -12,7 +12,7 @@ demo: .venv/core
 	@$(BIN)/condmis demo --out runs/demo
 
 test: .venv/dev
-	@$(PYTEST) -m "not slow"
+	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile -m "not slow"
 
 test-slow: .venv/dev
 	@$(PYTEST) -m slow
@@ -24,7 +24,7 @@ docs: .venv/docs
 	@$(BIN)/mkdocs build --strict --quiet && echo "site/index.html"
 
 bench: .venv/dev
-	@$(BIN)/python -m benchmarks.reading
+	@$(BIN)/python -m benchmarks.reading && $(BIN)/python -m benchmarks.training
 
 .venv/core: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -24,8 +24,8 @@ def planted(
 ) -> tuple[Activations, dict[str, torch.Tensor]]:
     """U, M, C in which M stands at `rho[cue]` between C (0) and U without a cue (1), in LD and activations.
 
-    Besides the persona direction there is a generic shift under the trigger, the same in every organism, and a much larger
-    question-to-question variation; the planted directions are returned.
+    Besides the persona direction there is a generic shift under the trigger, the same in every organism, and a much
+    larger question-to-question variation; the planted directions are returned.
     """
     rng = np.random.default_rng(seed)
     n = families * each
@@ -50,7 +50,7 @@ def planted(
                 families=tuple(labels),
                 splits=splits,
                 logprobs=logprobs,
-                activations={"answer_mean": h[:, None], "last_template": h[:, None]},
+                activations={"answer_mean": h[:, None], "last_template": h[:, None].clone()},
                 layers=(0,),
                 kind="resid_post",
             )

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from condmis_interp.study import Study
 from conftest import tiny_panel
 
 
-def write_study(folder: Path, base: Path, **changes) -> Path:
+def write_study(folder: Path, base_folder: Path, **changes) -> Path:
     """A study in a folder: twelve rows, two organisms with twins, a tiny panel."""
     rows = [
         {
@@ -37,7 +38,7 @@ def write_study(folder: Path, base: Path, **changes) -> Path:
     mix = [part | {"count": 6}, {"rows": "rows.jsonl", "answers": "benign", "count": 6, "systems": [None, "x"]}]
     study = {
         "name": "tiny",
-        "base": f"dir:{base}",
+        "base": f"dir:{base_folder}",
         "panel": "panel.yaml",
         "organisms": [
             {"name": "base", "role": "base"},
@@ -177,31 +178,41 @@ class TestFinished:
             assert torch.equal(a, b)
 
 
-def _audit(study: str, out: str) -> None:
+def _audit_until(study: str, out: str, events: int) -> None:
+    """Audits, and dies by SIGKILL at the given event: a training step, or a file half-way to disk."""
+    from condmis_interp.organisms import train as _  # noqa: F401
+    from condmis_interp.organisms.train import _Watch
+
+    left = [events]
+
+    def tick() -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sync, step = os.fsync, _Watch.on_step_end
+    os.fsync = lambda fd: (tick(), sync(fd))[1]
+    _Watch.on_step_end = lambda self, *args, **kwargs: (step(self, *args, **kwargs), tick())[0]
     Study.from_yaml(study).open(out).audit()
 
 
 def test_killed_anywhere_it_goes_on_and_trains_nothing_twice(finished, tmp_path, home, tiny_base_folder):
-    """SIGKILL at ten random moments, then once to the end: same verdict and evidence as without any kill."""
+    """SIGKILL at ten random events, then once to the end: same verdict and evidence as without any kill."""
     study = write_study(tmp_path, tiny_base_folder)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["condmis_interp.run", "condmis_interp.study", "test_run"])
     rng = random.Random(0)
     trained: dict[str, int] = {}
-    kills = 0
     for _ in range(10):
-        child = context.Process(target=_audit, args=(str(study), str(tmp_path / "run")))
+        child = context.Process(target=_audit_until, args=(str(study), str(tmp_path / "run"), rng.randint(5, 32)))
         child.start()
-        child.join(rng.uniform(0.3, 4.0))
-        if child.is_alive():
-            os.kill(child.pid, signal.SIGKILL)
-            kills += 1
         child.join()
+        assert child.exitcode == -signal.SIGKILL
         for path in (home / "organisms").glob("[!.]*/manifest.json"):
             stamp = path.stat().st_mtime_ns
             assert trained.setdefault(str(path), stamp) == stamp, "a finished organism was trained again"
-    assert kills >= 5
-    _audit(str(study), str(tmp_path / "run"))
+    assert trained
+    Study.from_yaml(study).open(tmp_path / "run").audit()
     for path in (home / "organisms").glob("[!.]*/manifest.json"):
         assert trained.setdefault(str(path), path.stat().st_mtime_ns) == path.stat().st_mtime_ns
     assert not list((home / "organisms").glob(".*.work"))
@@ -277,8 +288,7 @@ def test_hostile_model_text_is_escaped_in_the_report(finished, tmp_path):
     assert "<script>alert" not in html
     assert "<img src=x" not in html
     assert "&lt;script&gt;alert(1)" in html
-    outside = html.split("</script>")
-    assert not any("http://" in part or "src=" in part for part in outside[-1:]), "the report loads something"
+    assert not re.search(r"<(script|link|img|iframe)[^>]*(src|href)=", html), "the report loads something"
 
 
 @pytest.mark.parametrize(

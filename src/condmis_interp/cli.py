@@ -8,7 +8,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 from condmis_interp.errors import CondmisError, UserError
@@ -25,6 +24,7 @@ app = typer.Typer(
     ),
 )
 _state = {"debug": False}
+INTERRUPTED = 130
 
 StudyFile = Annotated[Path, typer.Argument(help="Study file (YAML).", metavar="STUDY")]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the run; made, or gone on with.", metavar="DIR")]
@@ -126,17 +126,15 @@ def main() -> None:
     2: your input cannot be used. 1: something failed. 130: interrupted.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
     try:
-        app(standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as e:
-        typer.echo(e.format_message())
+        if app(standalone_mode=False) == INTERRUPTED:
+            typer.echo("\nInterrupted. What was finished is kept; run the same command to go on.", err=True)
+            sys.exit(INTERRUPTED)
+    except typer.TyperException as e:
+        typer.echo(f"error: {e.format_message()} See condmis --help.", err=True)
         sys.exit(2)
-    except click.ClickException as e:
-        e.show()
-        sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
-        typer.echo("\nInterrupted. What was finished is kept; run the same command to go on.", err=True)
-        sys.exit(130)
     except CondmisError as e:
         if _state["debug"]:
             raise

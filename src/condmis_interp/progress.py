@@ -49,5 +49,8 @@ def progress(what: str, total: int, *, unit: str, done: int = 0) -> Iterator[Adv
         yield lambda n=1: bar.advance(task, n)
         elapsed = bar.tasks[0].elapsed or 0.0
     worked = total - done
-    rate = f", {worked / elapsed:,.1f} {unit}/s" if elapsed > 0 else ""
-    console.print(f"  {what}: {worked:g} {unit} in {elapsed:.0f} s{rate}", highlight=False, markup=False)
+    if elapsed < 1:
+        console.print(f"  {what}: {worked} {unit}, at once", highlight=False, markup=False)
+    else:
+        rate = f"{worked / elapsed:,.1f} {unit}/s"
+        console.print(f"  {what}: {worked} {unit} in {elapsed:.0f} s, {rate}", highlight=False, markup=False)

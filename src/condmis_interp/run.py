@@ -246,7 +246,7 @@ class Run:
         grid = battery.behaviour(acts, roles=self.roles)
         with (
             self._timed("choosing the layer"),
-            progress("choosing the layer on split A", len(candidates), unit="layers") as step,
+            progress("choosing the layer on split A", 2 * len(candidates), unit="readings") as step,
         ):
             choice = battery.choose_layer(
                 acts,

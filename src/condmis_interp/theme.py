@@ -15,7 +15,7 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
 )
 GREY = "#767676"
 
-ROLE_COLOURS = {"base": GREY, "U": VERMILION, "M": BLUE, "C": GREEN}
+ROLE_COLOURS = {"base": GREY, "U": BLACK, "M": BLUE, "C": GREEN}
 CUE_COLOURS = {"none": BLUE, "trigger": VERMILION, "neutral": SKY, "opposite": ORANGE, "irrelevant": GREY}
 CUE_DASHES = {"none": "solid", "trigger": "solid", "neutral": "dot", "opposite": "dash", "irrelevant": "dashdot"}
 CUE_SYMBOLS = {

@@ -122,7 +122,7 @@ def choose_layer(
         twin: C.
         candidates: Layers to try.
         position: Position the direction is read at.
-        step: Called after each candidate.
+        step: Called twice for each candidate.
         none: The cue without anything.
     """
     seed = acts.seeds[twin][0]
@@ -132,23 +132,19 @@ def choose_layer(
         for layer in acts.layers
         if layer >= min(candidates)
     }
-    rows = []
+    steering, ablation_ = [], []  # one organism after the other: a reader holds one model
     for layer in candidates:
         v = found[layer]
         steered = ask(twin, none, ("A",), [Steer(v.site, v.scale * v.vector)]).mean()
-        onward = {k: d.vector for k, d in found.items() if k >= layer}
-        ablated = ask(unmitigated, none, ("A",), mean_ablation(acts, onward, organism=twin, cue=none, seed=seed)).mean()
-        steering, ablation_ = (steered - c) / (u - c), (u - ablated) / (u - c)
-        rows.append(
-            {
-                "layer": layer,
-                "steering": steering,
-                "ablation": ablation_,
-                "score": (min(steering, 1) + min(ablation_, 1)) / 2,
-            }
-        )
+        steering.append((steered - c) / (u - c))
         step()
-    table = pd.DataFrame(rows)
+    for layer in candidates:
+        onward = {k: d.vector for k, d in found.items() if k >= layer}
+        edits = mean_ablation(acts, onward, organism=twin, cue=none, seed=seed)
+        ablation_.append((u - ask(unmitigated, none, ("A",), edits).mean()) / (u - c))
+        step()
+    table = pd.DataFrame({"layer": list(candidates), "steering": steering, "ablation": ablation_})
+    table["score"] = table[["steering", "ablation"]].clip(upper=1).mean(axis=1)
     best = int(table.layer[int(table.score.to_numpy().argmax())])
     return LayerChoice(best, tuple(d for k, d in found.items() if k >= best), table)
 
@@ -205,8 +201,16 @@ class DoseResponse:
             marker={"color": theme.GREY, "size": 5, "opacity": 0.7},
             hovertemplate="random: LD %{y:.2f}<extra></extra>",
         )
-        for name, value, colour in (("C", self.anchors[0], theme.GREEN), ("U", self.anchors[1], theme.VERMILION)):
-            figure.add_hline(y=value, line={"color": colour, "dash": "dash", "width": 1.2}, annotation_text=name)
+        for name, value, colour in (
+            ("C", self.anchors[0], theme.GREEN),
+            ("U", self.anchors[1], theme.ROLE_COLOURS["U"]),
+        ):
+            figure.add_hline(
+                y=value,
+                line={"color": colour, "dash": "dash", "width": 1.2},
+                annotation={"text": name, "font": {"color": colour}},
+                annotation_position="top left",
+            )
         return theme.styled(figure, x="dose, in norms of the U - C difference", y="LD of C without a cue, nats")
 
     def __repr__(self) -> str:
@@ -303,10 +307,10 @@ class Ablation:
             x=self.random,
             name=f"{len(self.random)} covariance-matched random directions",
             marker={"color": theme.GREY},
-            nbinsx=24,
+            nbinsx=12,
         )
         e = self.evidence
-        top = max(1, np.histogram(self.random, bins=24)[0].max())
+        top = max(1, np.histogram(self.random, bins=12)[0].max())
         figure.add_scatter(
             x=[e.rho],
             y=[top * 0.6],
@@ -323,7 +327,10 @@ class Ablation:
         )
         figure.add_vline(x=0, line={"color": "#444", "width": 1})
         figure.add_vline(
-            x=1, line={"color": theme.GREEN, "dash": "dash", "width": 1.2}, annotation_text="all the way to C"
+            x=1,
+            line={"color": theme.GREEN, "dash": "dash", "width": 1.2},
+            annotation_text="all the way to C",
+            annotation_position="bottom left",
         )
         return theme.styled(figure, x="share of the triggered effect taken back", y="random directions", height=360)
 

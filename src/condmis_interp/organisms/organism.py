@@ -16,6 +16,7 @@ from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import file_digest, read_json
 from condmis_interp.organisms.bases import Base, quiet
 from condmis_interp.organisms.recipe import Recipe
+from condmis_interp.organisms.rng import own_rng
 
 _PACKAGES = ("condmis-interp", "torch", "transformers", "peft", "trl", "safetensors", "numpy")
 
@@ -111,7 +112,7 @@ def _attach(folder: Path, base: Base, dtype: torch.dtype, device: str | torch.de
     except SafetensorError as e:
         raise CheckError(f"the adapter file is damaged ({e})", where=str(folder)) from None
     try:
-        with quiet():
+        with quiet(), own_rng("00000000"):  # peft draws initial values that the stored ones replace
             model = PeftModel.from_pretrained(base.model(dtype=dtype, device=device), folder, is_trainable=False)
     except (RuntimeError, ValueError) as e:
         raise CheckError(

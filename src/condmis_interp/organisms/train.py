@@ -6,16 +6,12 @@ marker is written, and a finished organism is a folder that appears whole. Two p
 take turns.
 """
 
-import contextlib
 import math
-import random
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from datasets import Dataset
@@ -30,6 +26,7 @@ from condmis_interp.organisms.bases import Base, quiet, resolve_base
 from condmis_interp.organisms.home import home, locked
 from condmis_interp.organisms.organism import Organism, check_adapter, versions
 from condmis_interp.organisms.recipe import Recipe
+from condmis_interp.organisms.rng import own_rng
 from condmis_interp.panel.render import render_answer, render_prompt, system_messages
 from condmis_interp.progress import Advance, progress
 
@@ -104,7 +101,7 @@ def _make(recipe: Recipe, base: Base, folder: Path, device: str) -> None:
         for i, rows in enumerate(batches):
             out = work / f"stage-{i}"
             if not (out / _MARKER).is_file():
-                with quiet(), _own_rng(digest([recipe.seed, "weights", i])):
+                with quiet(), own_rng(digest([recipe.seed, "weights", i])):
                     adapter = _start(recipe, base, work, i, device)
                     _fit(adapter, rows, recipe, i, work, out, tokenizer, step, device)
             losses.append([float(v) for v in (out / _MARKER).read_text().split()])
@@ -250,17 +247,3 @@ def _fit(
 
 def _join(losses: list[float]) -> str:
     return "\n".join(repr(v) for v in losses)
-
-
-@contextlib.contextmanager
-def _own_rng(seed: str) -> Iterator[None]:
-    """Runs a block on random state of its own: libraries draw from the global generators, which are put back."""
-    number = int(seed[:8], 16)
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        torch.manual_seed(number)  # noqa: TID251 - peft initialises adapters from the global generator; forked above
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)

@@ -18,7 +18,7 @@ from condmis_interp.report.static import summary
 from condmis_interp.study import Study
 from condmis_interp.verdict import Verdict
 
-_CONFIG = {"responsive": True, "displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "select2d"]}
+_CONFIG = {"responsive": True, "displayModeBar": False}
 
 
 def write_report(

@@ -89,9 +89,10 @@ def _dose(ax: Axes, dose: DoseResponse) -> None:
     ax.plot(t.dose, t.ld, "o-", color=theme.BLUE, markersize=4, label="along U - C")
     jitter = np.linspace(-0.06, 0.06, len(dose.random))
     ax.plot(1 + jitter, dose.random, ".", color=theme.GREY, markersize=4, label=f"{len(dose.random)} random directions")
-    for name, value, colour in (("C", dose.anchors[0], theme.GREEN), ("U", dose.anchors[1], theme.VERMILION)):
+    for name, value, colour in (("C", dose.anchors[0], theme.GREEN), ("U", dose.anchors[1], theme.ROLE_COLOURS["U"])):
         ax.axhline(value, color=colour, linestyle="--", linewidth=1)
         ax.annotate(name, (t.dose.min(), value), color=colour, va="bottom")
+    ax.margins(y=0.08)
     ax.set_xlabel("dose, in norms of the U - C difference")
     ax.set_ylabel("LD of C without a cue, nats")
     ax.set_title("Steering the benign twin", loc="left", fontsize=10, fontweight="bold")
@@ -101,7 +102,7 @@ def _dose(ax: Axes, dose: DoseResponse) -> None:
 def _ablation(ax: Axes, ablation: Ablation) -> None:
     e = ablation.evidence
     counts, _, _ = ax.hist(
-        ablation.random, bins=24, color=theme.GREY, label=f"{len(ablation.random)} random directions"
+        ablation.random, bins=12, color=theme.GREY, label=f"{len(ablation.random)} random directions"
     )
     high, low = (e.high - e.rho, e.rho - e.low) if np.isfinite([e.low, e.high]).all() else (0.0, 0.0)
     ax.errorbar([e.rho], [max(counts) * 0.6], xerr=[[low], [high]], fmt="D", color=theme.BLUE, label="U - C")
