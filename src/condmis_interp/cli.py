@@ -68,7 +68,10 @@ def audit(study: StudyFile, out: Out = Path("runs/study")) -> None:
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="Folder of a finished or unfinished run.", metavar="RUN")]) -> None:
     """Write the report of a run again, from what the run holds."""
+    from pydantic import ValidationError
+
     from condmis_interp.files import read_json
+    from condmis_interp.panel.panel import sentence
     from condmis_interp.study import Study
 
     if not run.is_dir():
@@ -76,7 +79,11 @@ def report(run: Annotated[Path, typer.Argument(help="Folder of a finished or unf
     manifest = read_json(run / "manifest.json")
     if not isinstance(manifest, dict) or "study" not in manifest:
         raise UserError("this manifest names no study", where=str(run / "manifest.json"))
-    Study.model_validate(manifest["study"]).open(run).audit()
+    try:
+        study = Study.model_validate(manifest["study"])
+    except ValidationError as e:
+        raise UserError(sentence(e), where=str(run / "manifest.json")) from None
+    study.open(run).audit()
 
 
 @app.command()
