@@ -178,6 +178,7 @@ class DoseResponse:
         figure.add_scatter(
             x=[*t.dose, *t.dose[::-1]],
             y=[*t.high, *t.low[::-1]],
+            mode="lines",
             fill="toself",
             fillcolor=theme.translucent(theme.BLUE),
             line={"width": 0},

@@ -57,6 +57,7 @@ class DirectionProfile:
                 figure.add_scatter(
                     x=[*rows.layer, *rows.layer[::-1]],
                     y=[*rows.high, *rows.low[::-1]],
+                    mode="lines",
                     fill="toself",
                     fillcolor=theme.translucent(colour),
                     line={"width": 0},
