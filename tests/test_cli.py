@@ -6,7 +6,6 @@ import pytest
 
 from condmis_interp import cli
 from condmis_interp.errors import CheckError
-from conftest import shared_data_folder  # noqa: F401 - the fixtures of conftest are shared
 from test_run import finished, write_study  # noqa: F401 - a finished run
 
 

@@ -10,7 +10,7 @@ C3, dose-response. h <- h + dose * |U - C| * v at every position of C without a 
 
 C2, mean-ablation. In M under the trigger, at every layer from the chosen one on, the coordinate on that layer's v is
 set to C's mean in the same cell, at the last template token and at the answer's tokens. (At one layer alone the later
-layers write it again: on SmolLM2 a single layer takes back a quarter, all layers from there on three quarters.)
+layers write it again: in pilots on SmolLM2, one seed, a single layer took back about a quarter.)
 Statistic, on split C:
 
     taken back = mean[LD(M, T) - LD(M ablated, T)] / mean[LD(M, T) - LD(C, T)]

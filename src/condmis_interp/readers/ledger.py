@@ -1,6 +1,5 @@
 """The ledger: what each hook did, so that nothing is a silent no-op."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from condmis_interp.errors import CheckError
@@ -37,11 +36,8 @@ class Ledger:
     edits: list[LedgerEntry] = field(default_factory=list)
     captures: list[LedgerEntry] = field(default_factory=list)
 
-    def check(self, edits: Sequence[object] = ()) -> None:
+    def check(self) -> None:
         """Raises if a hook missed a pass, or an edit changed nothing.
-
-        Args:
-            edits: The edits, for the message.
 
         Raises:
             CheckError: naming the hook, what was expected and what happened.
