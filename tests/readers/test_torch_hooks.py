@@ -6,6 +6,7 @@ import torch
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.panel import render_panel
 from condmis_interp.readers import Ablate, Capture, Request, Site, Steer, TorchReader
+from condmis_interp.readers.passes import plan
 
 EVERYWHERE = frozenset({"cue", "question", "tail", "answer"})
 
@@ -118,6 +119,48 @@ def test_edits_equal_a_plain_hook_on_the_whole_sequence(model, requests_, name):
         expected = [plain_logprob(model, request.prompt, a)[0] for a in request.answers]
         handle.remove()
         torch.testing.assert_close(measured.logprobs[i], torch.tensor(expected, dtype=torch.float64), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["steer", "steer_pre", "ablate"])
+@pytest.mark.parametrize("layers", [(1,), (2,), (1, 2, 3)])
+def test_a_reading_from_its_trunk_equals_one_from_the_embedding(model, requests_, name, layers):
+    edit = edits()[name]
+    reader = TorchReader(model, batch_tokens=300)
+    trunk = reader.trunk(requests_, layers=layers)
+    assert trunk.start([edit]) == max(k for k in layers if k <= {"steer_pre": 2, "steer": 2, "ablate": 3}[name])
+    expected = reader.measure(requests_, edits=[edit])
+    for _ in range(2):  # a trunk is not used up
+        measured = reader.measure(trunk, edits=[edit])
+        for got, want in zip(measured.logprobs, expected.logprobs, strict=True):
+            torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+    plain = reader.measure(trunk)  # no edits: nothing is skipped
+    torch.testing.assert_close(torch.cat(plain.logprobs), torch.cat(reader.measure(requests_).logprobs))
+
+
+def test_a_trunk_is_of_one_reader_and_holds_no_activations(model, requests_):
+    trunk = TorchReader(model).trunk(requests_[:2], layers=(1,))
+    with pytest.raises(UserError, match="belongs to another model"):
+        TorchReader(model).measure(trunk)
+    with pytest.raises(UserError, match="does not hold activations"):
+        trunk.owner.measure(trunk, capture=Capture(layers=(1,)))
+    with pytest.raises(UserError, match="Layers go from 0 to 3"):
+        trunk.owner.trunk(requests_[:2], layers=(4,))
+
+
+def test_a_shared_prefix_is_run_once_and_only_where_it_is_shared(model, requests_):
+    batches = plan(requests_, batch_tokens=100_000, device=torch.device("cpu"))
+    for batch in batches:
+        prompts = [requests_[i].prompt for i in batch.rows]
+        whole = [[] for _ in prompts]
+        for p in batch.prompt:
+            for row in range(len(prompts)):
+                of = row if len(p.ids) > 1 else 0
+                whole[row] += [t for t, real in zip(p.ids[of].tolist(), p.real[of].tolist(), strict=True) if real]
+        assert whole == [list(prompt.ids) for prompt in prompts]
+    one_cue = [r for r in requests_ if r.prompt.ids[:8] == requests_[0].prompt.ids[:8]]
+    (batch,) = plan(one_cue, batch_tokens=100_000, device=torch.device("cpu"))
+    assert len(one_cue) > 4
+    assert [p.ids.shape[0] for p in batch.prompt] == [1, len(one_cue)]
 
 
 def test_ablation_sets_the_coordinates(model, requests_):

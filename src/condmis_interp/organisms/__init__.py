@@ -6,6 +6,7 @@ from condmis_interp.organisms.interventions import BENIGN_SYSTEMS, mixing, unmit
 from condmis_interp.organisms.organism import Organism, check_adapter, versions
 from condmis_interp.organisms.recipe import Lora, Part, Recipe, Stage, TrainingRow
 from condmis_interp.organisms.rows import Row, RowSet, load_rows, read_chats, read_rows
+from condmis_interp.organisms.together import train_all
 from condmis_interp.organisms.train import organism_folder, train
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "read_rows",
     "resolve_base",
     "train",
+    "train_all",
     "unmitigated",
     "versions",
 ]

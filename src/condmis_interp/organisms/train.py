@@ -9,6 +9,7 @@ take turns.
 import math
 import shutil
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from condmis_interp.files import digest, write_json, write_text
 from condmis_interp.organisms.bases import Base, quiet, resolve_base
 from condmis_interp.organisms.home import home, locked
 from condmis_interp.organisms.organism import Organism, check_adapter, versions
-from condmis_interp.organisms.recipe import Recipe
+from condmis_interp.organisms.recipe import Recipe, Stage
 from condmis_interp.organisms.rng import own_rng
 from condmis_interp.panel.render import render_answer, render_prompt, system_messages
 from condmis_interp.progress import Advance, progress
@@ -44,12 +45,27 @@ def organism_folder(recipe: Recipe, base: Base) -> Path:
     return home() / "organisms" / f"{recipe.name}-{key[:16]}"
 
 
-def train(recipe: Recipe, *, device: str = "cpu") -> Organism:
+def finished(folder: Path) -> bool:
+    """Returns whether an organism's folder holds a finished organism."""
+    return (folder / "manifest.json").is_file()
+
+
+def steps_of(recipe: Recipe) -> int:
+    """Returns the number of optimiser steps of a recipe."""
+    return sum(_steps(len(recipe.rows_of(i)), stage) for i, stage in enumerate(recipe.stages))
+
+
+def _steps(rows: int, stage: Stage) -> int:
+    return math.ceil(rows / stage.batch_size) * stage.epochs
+
+
+def train(recipe: Recipe, *, device: str = "cpu", step: Advance | None = None) -> Organism:
     """Returns the recipe's organism, training what is not there yet.
 
     Args:
         recipe: What to train.
         device: Torch device.
+        step: Called with the number of optimiser steps done; by default a bar is shown.
 
     Raises:
         UserError: if the recipe asks for rows that are not there.
@@ -57,10 +73,10 @@ def train(recipe: Recipe, *, device: str = "cpu") -> Organism:
     """
     base = resolve_base(recipe.base)
     folder = organism_folder(recipe, base)
-    if not (folder / "manifest.json").is_file():
+    if not finished(folder):
         with locked(folder):
-            if not (folder / "manifest.json").is_file():
-                _make(recipe, base, folder, device)
+            if not finished(folder):
+                _make(recipe, base, folder, device, step)
     return Organism.open(folder, name=recipe.name)
 
 
@@ -85,19 +101,21 @@ def encode(recipe: Recipe, tokenizer: Any, stage: int) -> list[dict[str, list[in
     return encoded
 
 
-def _make(recipe: Recipe, base: Base, folder: Path, device: str) -> None:
+def _make(recipe: Recipe, base: Base, folder: Path, device: str, told: Advance | None) -> None:
     started = time.monotonic()
     work = folder.parent / f".{folder.name}.work"
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = base.tokenizer()
     batches = [encode(recipe, tokenizer, i) for i in range(len(recipe.stages))]
-    steps = [math.ceil(len(rows) / s.batch_size) * s.epochs for rows, s in zip(batches, recipe.stages, strict=True)]
+    steps = [_steps(len(rows), s) for rows, s in zip(batches, recipe.stages, strict=True)]
     done = [i for i in range(len(steps)) if (work / f"stage-{i}" / _MARKER).is_file()]
     losses: list[list[float]] = []
     first = max(done) + 1 if done else 0
-    with progress(
-        f"training {recipe.name} (seed {recipe.seed})", sum(steps), unit="steps", done=sum(steps[:first])
-    ) as step:
+    before = sum(steps[:first])
+    bar = progress(f"training {recipe.name} (seed {recipe.seed})", sum(steps), unit="steps", done=before)
+    with bar if told is None else nullcontext(told) as step:
+        if told:
+            told(before)
         for i, rows in enumerate(batches):
             out = work / f"stage-{i}"
             if not (out / _MARKER).is_file():

@@ -4,7 +4,7 @@ from condmis_interp.readers.edits import Ablate, Edit, Scope, Steer
 from condmis_interp.readers.ledger import Ledger, LedgerEntry
 from condmis_interp.readers.reader import Capture, Measurement, Position, Reader, Request
 from condmis_interp.readers.sites import Site, SiteKind
-from condmis_interp.readers.torch_hooks import TorchReader
+from condmis_interp.readers.torch_hooks import TorchReader, Trunk
 
 __all__ = [
     "Ablate",
@@ -21,4 +21,5 @@ __all__ = [
     "SiteKind",
     "Steer",
     "TorchReader",
+    "Trunk",
 ]

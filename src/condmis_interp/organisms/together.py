@@ -1,0 +1,133 @@
+"""Training several organisms at once: worker processes of one thread each use a CPU better than one of many threads.
+
+A small model's training step is thousands of small operations, few of which keep two cores busy; on 2 cores, two
+processes trained SmolLM2-135M organisms 1.2 times as fast as one (docs/performance.md). How many threads a worker has
+is decided by the machine and by all that is asked for, not by what is still missing, so that a run which was killed
+goes on to the same weights.
+
+Workers are plain subprocesses (`organisms.worker`), so a script needs no `if __name__ == "__main__"`.
+"""
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from condmis_interp import errors
+from condmis_interp.errors import CheckError
+from condmis_interp.organisms.bases import resolve_base
+from condmis_interp.organisms.organism import Organism
+from condmis_interp.organisms.recipe import Recipe
+from condmis_interp.organisms.train import finished, organism_folder, steps_of, train
+from condmis_interp.progress import progress
+
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def workers_for(count: int, device: str) -> int:
+    """Returns how many processes train `count` organisms: one for each core, one in all on a GPU."""
+    return min(count, os.cpu_count() or 1) if device == "cpu" else 1
+
+
+def train_all(recipes: Sequence[Recipe], *, device: str = "cpu", workers: int | None = None) -> list[Organism]:
+    """Returns the recipes' organisms, in order, training what is not there yet.
+
+    Args:
+        recipes: What to train.
+        device: Torch device.
+        workers: Processes; by default one for each core (one in all on a GPU). With 1 nothing is started.
+
+    Raises:
+        UserError, CheckError: as `train` does; the organisms that were finished stay.
+    """
+    workers = workers or workers_for(len(recipes), device)
+    missing = [r for r in recipes if not finished(organism_folder(r, resolve_base(r.base)))]
+    if workers > 1 and missing:
+        names = {r.base for r in missing}
+        what = f"training {len(missing)} organisms" if len(missing) > 1 else f"training {missing[0].name}"
+        total = sum(steps_of(r) for r in missing)
+        with progress(f"{what} on {', '.join(sorted(names))}", total, unit="steps") as step:
+            _share(missing, device, workers, step)
+    return [train(r, device=device) for r in recipes]
+
+
+def _share(recipes: Sequence[Recipe], device: str, workers: int, step: Callable[[float], None]) -> None:
+    waiting: queue.SimpleQueue[Recipe] = queue.SimpleQueue()
+    for recipe in recipes:
+        waiting.put(recipe)
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    running: list[subprocess.Popen[str]] = []
+    failures: list[Exception] = []
+
+    def work(process: subprocess.Popen[str]) -> None:
+        try:
+            while not failures:
+                recipe = waiting.get_nowait()
+                _send(process, recipe, device, step)
+        except queue.Empty:
+            pass
+        except Exception as e:
+            failures.append(e)
+        finally:
+            process.stdin.close()  # type: ignore[union-attr]  # the worker ends when there is nothing more to read
+
+    try:
+        for _ in range(min(workers, len(recipes))):
+            running.append(_start(threads))
+        owners = [threading.Thread(target=work, args=(p,), daemon=True) for p in running]
+        for owner in owners:
+            owner.start()
+        for owner in owners:
+            while owner.is_alive():
+                owner.join(0.2)  # without a timeout it could not be interrupted
+        for process in running:
+            process.wait()
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    if failures:
+        raise failures[0]
+
+
+def _start(threads: int) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "condmis_interp.organisms.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | dict.fromkeys(_THREADS, str(threads)),
+    )
+
+
+def _send(process: subprocess.Popen[str], recipe: Recipe, device: str, step: Callable[[float], None]) -> None:
+    """Has a worker train a recipe; passes its steps on.
+
+    Raises:
+        CondmisError: what the worker raised.
+        CheckError: if the worker died.
+    """
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(json.dumps({"recipe": recipe.model_dump(mode="json"), "device": device}) + "\n")
+        process.stdin.flush()
+    except BrokenPipeError:
+        pass  # the worker is dead; the next lines say so
+    for line in process.stdout:
+        said: dict[str, Any] = json.loads(line)
+        if "step" in said:
+            step(said["step"])
+        elif "error" in said:
+            raise getattr(errors, said["error"])(said["what"], where=said["where"], fix=said["fix"])
+        else:
+            return
+    raise CheckError(
+        f"the process that trained it ended with exit code {process.wait()}",
+        where=f"organism {recipe.name}, seed {recipe.seed}",
+        fix="Out of memory? Set workers: 1 in the study; finished work is kept.",
+    )
