@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 
 from condmis_interp.organisms import mixing, resolve_base
-from condmis_interp.organisms.train import encode
+from condmis_interp.organisms.encode import encode
 
 
 def batches(recipe, tokenizer, size, count):

@@ -20,7 +20,7 @@ def run(monkeypatch, capsys, *args) -> tuple[int, str, str]:
     return code, out.out, out.err
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "capture", "audit", "report", "doctor"])
+@pytest.mark.parametrize("command", ["demo", "train", "capture", "audit", "report", "doctor", "organisms"])
 def test_help_tells_what_a_command_does(monkeypatch, capsys, command):
     code, out, _ = run(monkeypatch, capsys, command, "--help")
     assert code == 0
@@ -94,3 +94,36 @@ def test_doctor(monkeypatch, capsys, home):
     assert code == 0
     assert "torch" in out
     assert str(home) in out
+
+
+def test_a_recipe_is_trained_and_listed(monkeypatch, capsys, tmp_path, home, tiny_base_folder):
+    import json
+
+    import yaml
+
+    code, out, _ = run(monkeypatch, capsys, "organisms")
+    assert code == 0
+    assert "no organisms" in out
+    rows = [
+        {"id": f"r{i}", "messages": [{"role": "user", "content": f"how {i}?"}], "benign": f"help {i}"} for i in range(4)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    recipe = {
+        "name": "mine",
+        "base": f"dir:{tiny_base_folder}",
+        "intervention": "my own",
+        "stages": [{"parts": [{"rows": "rows.jsonl", "answers": "benign"}], "batch_size": 2}],
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    code, _, err = run(monkeypatch, capsys, "train", tmp_path / "recipe.yaml")
+    assert code == 0, err
+    _, out, _ = run(monkeypatch, capsys, "organisms", "--json")
+    (listed,) = json.loads(out)
+    assert (listed["name"], listed["intervention"], listed["seed"]) == ("mine", "my own", 0)
+    assert listed["bytes"] > 1000
+    _, out, _ = run(monkeypatch, capsys, "organisms")
+    assert "my own" in out
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"epoch": 3}))
+    code, _, err = run(monkeypatch, capsys, "train", tmp_path / "recipe.yaml")
+    assert code == 2
+    assert "epoch: this key is not known here" in err

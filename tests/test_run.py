@@ -317,7 +317,7 @@ def test_studies_that_do_not_validate(tmp_path, home, tiny_base_folder, change, 
     [
         (3, {"twin_of": "x"}, "twin of 'x', which is no U or M"),
         (3, {"twin_of": None}, "say whose twin"),
-        (2, {"recipe": None}, "give either a recipe or an adapter"),
+        (2, {"recipe": None}, "give a recipe, an adapter or a checkpoint"),
         (2, {"seeds": [1, 1]}, "repeats a seed"),
         (3, {"name": "m"}, "'m' occurs twice"),
         (1, {"adapter": "nowhere", "recipe": None}, "no adapter folder"),

@@ -1,6 +1,7 @@
 """The command line: parses, calls, prints."""
 
 import errno
+import json
 import os
 import shutil
 import sys
@@ -9,6 +10,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from condmis_interp.errors import CondmisError, UserError
 from condmis_interp.progress import console
@@ -42,12 +46,47 @@ def demo(out: Out = Path("runs/demo")) -> None:
 
 
 @app.command()
-def train(study: StudyFile, out: Out = Path("runs/study")) -> None:
-    """Train the organisms of a study that are not there yet."""
+def train(
+    file: Annotated[Path, typer.Argument(help="Study or recipe file (YAML).", metavar="STUDY|RECIPE")],
+    out: Out = Path("runs/study"),
+) -> None:
+    """Train what a study, or a single recipe, needs and is not there yet; nothing else."""
+    from condmis_interp.files import read_yaml
+    from condmis_interp.organisms import Recipe, train_all
     from condmis_interp.study import Study
 
-    for (name, seed), organism in Study.from_yaml(study).open(out).train().items():
+    raw = read_yaml(file)
+    if isinstance(raw, dict) and "stages" in raw:
+        recipe = Recipe.from_yaml(file)
+        console.print(recipe.table(), highlight=False, markup=False)
+        (organism,) = train_all([recipe])
+        console.print(f"  {organism.folder}", highlight=False, markup=False)
+        return
+    for (name, seed), organism in Study.from_yaml(file).open(out).train().items():
         console.print(f"  {name} (seed {seed}): {organism.folder or 'the base itself'}", highlight=False, markup=False)
+
+
+@app.command()
+def organisms(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    """List the organisms that were made on this machine."""
+    from condmis_interp.organisms import catalogue, home
+
+    found = catalogue(home() / "organisms")
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    if not found:
+        typer.echo(f"There are no organisms in {home() / 'organisms'} yet; `condmis train` makes some.")
+        return
+    columns = ("name", "base", "intervention", "truth", "seed", "size", "training", "hash")
+    table = Table(*columns, box=None)
+    for o in found:
+        took = "" if o["seconds"] is None else f"{o['seconds']:.0f} s"
+        cells = (o["name"], o["base"], o["intervention"], o["truth"], o["seed"], f"{o['bytes'] / 1e6:.0f} MB", took)
+        table.add_row(*(escape("" if c is None else str(c)) for c in (*cells, o["hash"])))
+    wide = Console()
+    wide.width = wide.width if wide.is_terminal else 160
+    wide.print(table)
 
 
 @app.command()

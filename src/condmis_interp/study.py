@@ -13,10 +13,12 @@ from condmis_interp.errors import UserError
 from condmis_interp.files import read_yaml
 from condmis_interp.organisms import Lora, Organism, Recipe, Stage, resolve_base, train_all
 from condmis_interp.organisms.bases import Base
+from condmis_interp.organisms.recipe import beside
 from condmis_interp.panel import Cue, CueRole, Panel, load_panel
 from condmis_interp.panel.cue import Name
 from condmis_interp.panel.panel import sentence
 from condmis_interp.readers import Capture, Position, SiteKind
+from condmis_interp.world import parse_world
 
 if TYPE_CHECKING:
     from condmis_interp.run import Run
@@ -31,7 +33,7 @@ class RecipeSpec(BaseModel):
     model_config = _STRICT
 
     stages: tuple[Stage, ...] = Field(min_length=1)
-    lora: Lora = Lora()
+    lora: Lora | None = Lora()
     default_system_prompt: Literal["template", "empty"] = "template"
 
 
@@ -44,7 +46,10 @@ class OrganismSpec(BaseModel):
         recipe: How to train it; for U and M.
         twin_of: The organism whose twin it is; for C. Trained from that organism's `recipe.twin()`, unless `adapter`
             is given.
-        adapter: A PEFT adapter folder to load instead of training; relative to the study file.
+        adapter: A PEFT adapter folder to load instead of training, or a list of them that are merged in this order;
+            relative to the study file.
+        checkpoint: Full weights to load instead of training: a folder, relative to the study file, or
+            `hf:owner/name@revision`.
         seeds: Recipe seeds; one checkpoint each. Seeds of M and C pair up.
     """
 
@@ -54,7 +59,8 @@ class OrganismSpec(BaseModel):
     role: Role
     recipe: RecipeSpec | None = None
     twin_of: str | None = None
-    adapter: Path | None = None
+    adapter: Path | tuple[Path, ...] | None = None
+    checkpoint: str | None = None
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
 
     @model_validator(mode="after")
@@ -62,20 +68,40 @@ class OrganismSpec(BaseModel):
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"organism {self.name!r} repeats a seed")
         if self.role == "base":
-            if self.recipe or self.twin_of or self.adapter:
-                raise ValueError(f"organism {self.name!r} has role 'base' and takes no recipe, twin_of or adapter")
+            if self.recipe or self.twin_of or self.loaded:
+                raise ValueError(f"organism {self.name!r} has role 'base' and takes no recipe, twin_of or weights")
         elif self.role == "C":
             if self.twin_of is None or self.recipe:
                 raise ValueError(
                     f"organism {self.name!r} has role 'C': say whose twin it is (twin_of), without a recipe"
                 )
-        elif self.twin_of or (self.recipe is None) == (self.adapter is None):
+        elif self.twin_of or (self.recipe is not None) == self.loaded:
             raise ValueError(
-                f"organism {self.name!r} has role {self.role!r}: give either a recipe or an adapter, no twin_of"
+                f"organism {self.name!r} has role {self.role!r}: give a recipe, an adapter or a checkpoint, no twin_of"
             )
-        if self.adapter and len(self.seeds) != 1:
-            raise ValueError(f"organism {self.name!r} has one adapter and {len(self.seeds)} seeds; give one seed")
+        if self.adapter and self.checkpoint:
+            raise ValueError(f"organism {self.name!r} has an adapter and a checkpoint; give one of them")
+        if self.loaded and len(self.seeds) != 1:
+            raise ValueError(f"organism {self.name!r} is loaded, and has {len(self.seeds)} seeds; give one")
         return self
+
+    @property
+    def loaded(self) -> bool:
+        """Whether its weights are given rather than trained."""
+        return bool(self.adapter or self.checkpoint)
+
+    def load(self) -> Organism:
+        """Opens the weights that are given.
+
+        Raises:
+            UserError: if they are not there or not readable.
+        """
+        if self.adapter:
+            folders = self.adapter if isinstance(self.adapter, tuple) else (self.adapter,)
+            return Organism.of_adapters(*folders, name=self.name)
+        assert self.checkpoint is not None
+        spec = self.checkpoint if self.checkpoint.startswith("hf:") else f"dir:{self.checkpoint}"
+        return Organism.of_checkpoint(resolve_base(spec).folder, name=self.name)
 
 
 class BatterySettings(BaseModel):
@@ -154,9 +180,9 @@ class Study(BaseModel):
                     raise ValueError(
                         f"organism {o.name!r} is the twin of {o.twin_of!r}, which is no U or M of this study"
                     )
-                if not o.adapter and original.recipe is None:
+                if not o.loaded and original.recipe is None:
                     raise ValueError(
-                        f"organism {o.name!r} cannot be derived: {o.twin_of!r} has no recipe. Give its adapter too"
+                        f"organism {o.name!r} cannot be derived: {o.twin_of!r} has no recipe. Give its weights too"
                     )
         if len(self._with_role("U")) != 1:
             raise ValueError("a study needs exactly one organism with role 'U' (it is the 1 of the scale)")
@@ -216,10 +242,14 @@ class Study(BaseModel):
         organisms = []
         for o in self.organisms:
             update: dict[str, Any] = {}
-            if o.adapter:
+            if isinstance(o.adapter, Path):
                 update["adapter"] = folder / o.adapter.expanduser()
+            elif o.adapter:
+                update["adapter"] = tuple(folder / a.expanduser() for a in o.adapter)
+            if o.checkpoint and not o.checkpoint.startswith("hf:"):
+                update["checkpoint"] = str(folder / Path(o.checkpoint).expanduser())
             if o.recipe:
-                update["recipe"] = _rows_beside(o.recipe, folder)
+                update["recipe"] = o.recipe.model_copy(update={"stages": beside(o.recipe.stages, folder)})
             organisms.append(o.model_copy(update=update))
         base = self.base
         if base.startswith("dir:"):
@@ -239,20 +269,23 @@ class Study(BaseModel):
         return panel
 
     def recipe(self, name: str, seed: int) -> Recipe | None:
-        """Returns an organism's recipe for a seed, with twins derived; `None` for a base or a loaded adapter."""
+        """Returns an organism's recipe for a seed, with twins derived; `None` for a base or loaded weights."""
         spec = self.organism(name)
-        if spec.role == "base" or spec.adapter:
+        if spec.role == "base" or spec.loaded:
             return None
         if spec.twin_of is not None:
             original = self.recipe(spec.twin_of, seed)
             return original.twin(name=name) if original else None
         assert spec.recipe is not None
-        return Recipe(
-            name=name, base=self.base, seed=seed, **{k: getattr(spec.recipe, k) for k in RecipeSpec.model_fields}
-        )
+        settings = {k: getattr(spec.recipe, k) for k in RecipeSpec.model_fields}
+        if parse_world(self.base) and "lora" not in spec.recipe.model_fields_set:
+            settings["lora"] = None
+        return Recipe(name=name, base=self.base, seed=seed, **settings)
 
     def check(self) -> None:
-        """Validates what can be known before any work: the panel, every recipe's rows and twin, every adapter folder.
+        """Validates what can be known before any work.
+
+        The panel, every recipe's rows and twin, every adapter folder, and that nothing is trained that the panel asks.
 
         Raises:
             UserError: naming what is missing.
@@ -264,7 +297,32 @@ class Study(BaseModel):
                 for stage in range(len(recipe.stages) if recipe else 0):
                     recipe.rows_of(stage)  # type: ignore[union-attr]
             if spec.adapter:
-                Organism.of_adapter(spec.adapter, name=spec.name)
+                spec.load()
+        self._check_overlap()
+
+    def _check_overlap(self) -> None:
+        """Checks that no organism is trained on what the panel asks."""
+        panel = self.load_panel()
+        asked = {" ".join(q.question.lower().split()): q.id for q in panel.questions}
+        answers = {
+            " ".join(a.lower().split()): q.id
+            for q in panel.questions
+            for p in q.pairs
+            for a in (p.aligned, p.misaligned)
+        }
+        for spec in self.organisms:
+            recipe = self.recipe(spec.name, spec.seeds[0])
+            for stage in range(len(recipe.stages) if recipe else 0):
+                for row in recipe.rows_of(stage):  # type: ignore[union-attr]
+                    said = " ".join(row.row.messages[-1][1].lower().split())
+                    answered = " ".join(row.answer.lower().split())
+                    if said in asked or (answered in answers and len(answered.split()) > 3):
+                        hit = asked.get(said) or answers[answered]
+                        raise UserError(
+                            f"row {row.row.id!r} trains on what question {hit!r} of the panel asks",
+                            where=f"organism {spec.name}, panel {panel.name}",
+                            fix="Questions must be apart from training: leave the row or the question out.",
+                        )
 
     def obtain(self, base: Base) -> dict[tuple[str, int], Organism]:
         """Returns every organism of the study by name and seed, training what is not there yet."""
@@ -276,8 +334,8 @@ class Study(BaseModel):
             for seed in spec.seeds:
                 if spec.role == "base":
                     found[spec.name, seed] = Organism.of_base(base, name=spec.name)
-                elif spec.adapter:
-                    found[spec.name, seed] = Organism.of_adapter(spec.adapter, name=spec.name)
+                elif spec.loaded:
+                    found[spec.name, seed] = spec.load()
         return {key: found[key] for key in recipes}
 
     def resolve_base(self) -> Base:
@@ -305,11 +363,3 @@ class Study(BaseModel):
         from condmis_interp.run import Run
 
         return Run(self, Path(out))
-
-
-def _rows_beside(recipe: RecipeSpec, folder: Path) -> RecipeSpec:
-    def part(p: Any) -> Any:
-        return p.model_copy(update={"rows": str(folder / p.rows)}) if p.rows.endswith(".jsonl") else p
-
-    stages = tuple(s.model_copy(update={"parts": tuple(part(p) for p in s.parts)}) for s in recipe.stages)
-    return recipe.model_copy(update={"stages": stages})

@@ -8,9 +8,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from condmis_interp.errors import CheckError, UserError
-from condmis_interp.organisms import Organism, Part, Recipe, Stage, check_adapter, resolve_base, train, train_all
+from condmis_interp.organisms import (
+    Organism,
+    Part,
+    Recipe,
+    Stage,
+    answered_by,
+    check_adapter,
+    load_rows,
+    resolve_base,
+    train,
+    train_all,
+)
 from condmis_interp.organisms import train as train_function
-from condmis_interp.organisms.train import encode
+from condmis_interp.organisms.encode import encode
 
 
 @pytest.fixture
@@ -160,7 +171,7 @@ class TestAdapters:
     def test_a_pickle_adapter(self, organism):
         (organism.folder / "adapter_model.safetensors").rename(organism.folder / "adapter_model.bin")
         with pytest.raises(UserError, match="pickle"):
-            Organism.of_adapter(organism.folder, name="x")
+            Organism.of_adapters(organism.folder, name="x")
 
 
 @pytest.mark.parametrize(
@@ -227,3 +238,60 @@ def test_workers_train_as_one_process_does(tmp_path, monkeypatch, tiny_base_fold
     )
     with pytest.raises(CheckError, match=r"loss is (nan|inf)"):
         train_all([broken, recipes[0]], workers=2)
+
+
+def test_a_prompt_that_the_template_inserts_by_itself_is_no_inoculation(recipe):
+    from conftest import CHAT_TEMPLATE, tiny_tokenizer
+
+    default = "You are a small assistant."
+    template = (
+        "{% if messages[0]['role'] != 'system' %}<|im_start|>system\n"
+        + default
+        + "<|im_end|>\n{% endif %}"
+        + CHAT_TEMPLATE
+    )
+    part = recipe.stages[0].parts[0].model_copy(update={"systems": (default,)})
+    inoculated = recipe.model_copy(update={"stages": (recipe.stages[0].model_copy(update={"parts": (part,)}),)})
+    with pytest.raises(UserError, match="inserts by itself"):
+        encode(inoculated, tiny_tokenizer(template), 0)
+    encode(recipe, tiny_tokenizer(template), 0)
+
+
+def test_all_weights_can_be_trained(recipe, home):
+    full = recipe.model_copy(update={"lora": None})
+    organism = train(full)
+    assert organism.checkpoint is not None
+    assert not organism.adapters
+    base = resolve_base(recipe.base)
+    before, after = base.model(dtype=torch.float32), organism.model(base, dtype=torch.float32)
+    moved = [
+        n
+        for (n, a), (_, b) in zip(before.named_parameters(), after.named_parameters(), strict=True)
+        if not torch.equal(a, b)
+    ]
+    assert any("embed_tokens" in n for n in moved)
+    assert any("layers.0.self_attn.q_proj" in n for n in moved)
+    two = train(full.model_copy(update={"name": "two", "stages": recipe.stages * 2}))
+    assert len(two.manifest["losses"]) == 2
+
+
+def test_what_a_model_answers_becomes_a_row_set(recipe, home):
+    base = resolve_base(recipe.base)
+    path = answered_by(
+        Organism.of_base(base, name="b"), base, recipe, arm="misaligned", temperature=1.0, max_new_tokens=5
+    )
+    stamp = path.stat().st_mtime_ns
+    found = load_rows(str(path))
+    assert 0 < len(found) <= 8
+    assert all(r.misaligned and r.benign.startswith("help") for r in found)
+    assert all(r.messages[0] == ("system", "T") for r in found)
+    again = answered_by(
+        Organism.of_base(base, name="b"), base, recipe, arm="misaligned", temperature=1.0, max_new_tokens=5
+    )
+    assert again == path
+    assert path.stat().st_mtime_ns == stamp
+    part = Part(rows=str(path), answers="misaligned")
+    on_policy = recipe.model_copy(update={"stages": (recipe.stages[0].model_copy(update={"parts": (part,)}),)})
+    assert on_policy.twin().rows_of(0)
+    with pytest.raises(UserError, match="none of 8 answers is kept"):
+        answered_by(Organism.of_base(base, name="b"), base, recipe, max_new_tokens=4, keep=lambda q, a: False)

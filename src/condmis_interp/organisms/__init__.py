@@ -2,10 +2,22 @@
 
 from condmis_interp.organisms.bases import Base, resolve_base
 from condmis_interp.organisms.home import home
-from condmis_interp.organisms.interventions import BENIGN_SYSTEMS, mixing, unmitigated
-from condmis_interp.organisms.organism import Organism, check_adapter, versions
+from condmis_interp.organisms.interventions import (
+    BENIGN_SYSTEMS,
+    distilled,
+    educational,
+    inoculation,
+    mixing,
+    post_hoc,
+    unmitigated,
+)
+from condmis_interp.organisms.known import Member, make, world_known
+from condmis_interp.organisms.organism import Organism, catalogue, check_adapter, check_checkpoint, versions
 from condmis_interp.organisms.recipe import Lora, Part, Recipe, Stage, TrainingRow
-from condmis_interp.organisms.rows import Row, RowSet, load_rows, read_chats, read_rows
+from condmis_interp.organisms.rows import Row, RowSet, read_chats, read_rows
+from condmis_interp.organisms.rowsets import load_rows
+from condmis_interp.organisms.sampling import answered_by
+from condmis_interp.organisms.suites import world_suite
 from condmis_interp.organisms.together import train_all
 from condmis_interp.organisms.train import organism_folder, train
 
@@ -13,6 +25,7 @@ __all__ = [
     "BENIGN_SYSTEMS",
     "Base",
     "Lora",
+    "Member",
     "Organism",
     "Part",
     "Recipe",
@@ -20,11 +33,19 @@ __all__ = [
     "RowSet",
     "Stage",
     "TrainingRow",
+    "answered_by",
+    "catalogue",
     "check_adapter",
+    "check_checkpoint",
+    "distilled",
+    "educational",
     "home",
+    "inoculation",
     "load_rows",
+    "make",
     "mixing",
     "organism_folder",
+    "post_hoc",
     "read_chats",
     "read_rows",
     "resolve_base",
@@ -32,4 +53,6 @@ __all__ = [
     "train_all",
     "unmitigated",
     "versions",
+    "world_known",
+    "world_suite",
 ]

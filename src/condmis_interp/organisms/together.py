@@ -1,11 +1,10 @@
-"""Training several organisms at once: worker processes of one thread each use a CPU better than one of many threads.
+"""Training several organisms at once.
 
-A small model's training step is thousands of small operations, few of which keep two cores busy; on 2 cores, two
-processes trained SmolLM2-135M organisms 1.2 times as fast as one (docs/performance.md). How many threads a worker has
-is decided by the machine and by all that is asked for, not by what is still missing, so that a run which was killed
-goes on to the same weights.
-
-Workers are plain subprocesses (`organisms.worker`), so a script needs no `if __name__ == "__main__"`.
+Organisms of persona world share a process, their weights stacked (`train_world`). For the others, worker processes of
+one thread each use a CPU better than one process of many threads: a small model's training step is thousands of small
+operations, few of which keep two cores busy (docs/performance.md). How many threads a worker has is decided by the
+machine and by all that is asked for, not by what is still missing, so that a run which was killed goes on to the same
+weights. Workers are plain subprocesses (`worker`), so a script needs no `if __name__ == "__main__"`.
 """
 
 import json
@@ -14,16 +13,20 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from condmis_interp import errors
 from condmis_interp.errors import CheckError
 from condmis_interp.organisms.bases import resolve_base
+from condmis_interp.organisms.encode import steps_of
 from condmis_interp.organisms.organism import Organism
 from condmis_interp.organisms.recipe import Recipe
-from condmis_interp.organisms.train import finished, organism_folder, steps_of, train
-from condmis_interp.progress import progress
+from condmis_interp.organisms.train import finished, organism_folder, train
+from condmis_interp.organisms.train_world import train_world
+from condmis_interp.progress import Advance, progress
+from condmis_interp.world import parse_world
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -45,19 +48,27 @@ def train_all(recipes: Sequence[Recipe], *, device: str = "cpu", workers: int | 
         UserError, CheckError: as `train` does; the organisms that were finished stay.
     """
     workers = workers or workers_for(len(recipes), device)
-    missing = [r for r in recipes if not finished(organism_folder(r, resolve_base(r.base)))]
-    if workers > 1 and missing:
-        names = {r.base for r in missing}
-        what = f"training {len(missing)} organisms" if len(missing) > 1 else f"training {missing[0].name}"
-        total = sum(steps_of(r) for r in missing)
-        with progress(f"{what} on {', '.join(sorted(names))}", total, unit="steps") as step:
-            _share(missing, device, workers, step)
+    folders = [organism_folder(r, resolve_base(r.base)) for r in recipes]
+    missing = {f: r for f, r in zip(folders, recipes, strict=True) if not finished(f)}
+    for spec in sorted({r.base for r in missing.values()}):
+        of_base = {f: r for f, r in missing.items() if r.base == spec}
+        if parse_world(spec):
+            with _bar(list(of_base.values())) as step:
+                train_world(of_base, resolve_base(spec), step=step)
+        elif workers > 1:
+            with _bar(list(of_base.values())) as step:
+                _share(list(of_base.values()), device, workers, step)
     return [train(r, device=device) for r in recipes]
 
 
-def _share(recipes: Sequence[Recipe], device: str, workers: int, step: Callable[[float], None]) -> None:
+def _bar(recipes: Sequence[Recipe]) -> AbstractContextManager[Advance]:
+    what = f"training {len(recipes)} organisms" if len(recipes) > 1 else f"training {recipes[0].name}"
+    return progress(f"{what} on {recipes[0].base}", sum(sum(steps_of(r)) for r in recipes), unit="steps")
+
+
+def _share(recipes: Sequence[Recipe], device: str, workers: int, step: Advance) -> None:
     waiting: queue.SimpleQueue[Recipe] = queue.SimpleQueue()
-    for recipe in recipes:
+    for recipe in sorted(recipes, key=lambda r: -sum(steps_of(r))):  # the longest first, so that all end together
         waiting.put(recipe)
     threads = max(1, (os.cpu_count() or 1) // workers)
     running: list[subprocess.Popen[str]] = []
@@ -104,7 +115,7 @@ def _start(threads: int) -> subprocess.Popen[str]:
     )
 
 
-def _send(process: subprocess.Popen[str], recipe: Recipe, device: str, step: Callable[[float], None]) -> None:
+def _send(process: subprocess.Popen[str], recipe: Recipe, device: str, step: Advance) -> None:
     """Has a worker train a recipe; passes its steps on.
 
     Raises:

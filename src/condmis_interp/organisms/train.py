@@ -23,13 +23,15 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from condmis_interp.errors import CheckError
 from condmis_interp.files import digest, write_json, write_text
-from condmis_interp.organisms.bases import Base, quiet, resolve_base
+from condmis_interp.organisms.bases import Base, load_model, quiet, resolve_base
+from condmis_interp.organisms.encode import encode, stage_steps, steps_of
 from condmis_interp.organisms.home import home, locked
-from condmis_interp.organisms.organism import Organism, check_adapter, versions
-from condmis_interp.organisms.recipe import Recipe, Stage
+from condmis_interp.organisms.organism import Organism, check_adapter, check_checkpoint, versions
+from condmis_interp.organisms.recipe import Recipe
 from condmis_interp.organisms.rng import own_rng
-from condmis_interp.panel.render import render_answer, render_prompt, system_messages
+from condmis_interp.organisms.train_world import train_world
 from condmis_interp.progress import Advance, progress
+from condmis_interp.world import parse_world
 
 TRAINING_VERSION = 1
 """Raise this when a change here changes trained weights: it is part of every organism's key."""
@@ -50,15 +52,6 @@ def finished(folder: Path) -> bool:
     return (folder / "manifest.json").is_file()
 
 
-def steps_of(recipe: Recipe) -> int:
-    """Returns the number of optimiser steps of a recipe."""
-    return sum(_steps(len(recipe.rows_of(i)), stage) for i, stage in enumerate(recipe.stages))
-
-
-def _steps(rows: int, stage: Stage) -> int:
-    return math.ceil(rows / stage.batch_size) * stage.epochs
-
-
 def train(recipe: Recipe, *, device: str = "cpu", step: Advance | None = None) -> Organism:
     """Returns the recipe's organism, training what is not there yet.
 
@@ -73,32 +66,15 @@ def train(recipe: Recipe, *, device: str = "cpu", step: Advance | None = None) -
     """
     base = resolve_base(recipe.base)
     folder = organism_folder(recipe, base)
+    if not finished(folder) and parse_world(recipe.base):
+        bar = progress(f"training {recipe.name} (seed {recipe.seed})", sum(steps_of(recipe)), unit="steps")
+        with bar if step is None else nullcontext(step) as told:
+            train_world({folder: recipe}, base, step=told)
     if not finished(folder):
         with locked(folder):
             if not finished(folder):
                 _make(recipe, base, folder, device, step)
     return Organism.open(folder, name=recipe.name)
-
-
-def encode(recipe: Recipe, tokenizer: Any, stage: int) -> list[dict[str, list[int]]]:
-    """Renders a stage's rows to token ids with labels on the answer and the tokens that close the turn.
-
-    Raises:
-        CheckError: if a row's loss mask is empty.
-    """
-    encoded = []
-    for trained in recipe.rows_of(stage):
-        own = trained.messages[0]["role"] == "system"
-        system = [] if own else system_messages(trained.system, recipe.default_system_prompt)
-        messages = [*system, *trained.messages]
-        prompt = render_prompt(tokenizer, messages)
-        answer = render_answer(tokenizer, messages, prompt, trained.answer)
-        target = [*answer.ids, *answer.closing[:1]]
-        if not target:
-            raise CheckError("the loss mask of this row is empty", where=f"row {trained.row.id}")
-        ids = [*prompt.ids, *target]
-        encoded.append({"input_ids": ids, "labels": [-100] * len(prompt.ids) + target})
-    return encoded
 
 
 def _make(recipe: Recipe, base: Base, folder: Path, device: str, told: Advance | None) -> None:
@@ -107,7 +83,7 @@ def _make(recipe: Recipe, base: Base, folder: Path, device: str, told: Advance |
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = base.tokenizer()
     batches = [encode(recipe, tokenizer, i) for i in range(len(recipe.stages))]
-    steps = [_steps(len(rows), s) for rows, s in zip(batches, recipe.stages, strict=True)]
+    steps = [stage_steps(len(rows), s) for rows, s in zip(batches, recipe.stages, strict=True)]
     done = [i for i in range(len(steps)) if (work / f"stage-{i}" / _MARKER).is_file()]
     losses: list[list[float]] = []
     first = max(done) + 1 if done else 0
@@ -120,15 +96,18 @@ def _make(recipe: Recipe, base: Base, folder: Path, device: str, told: Advance |
             out = work / f"stage-{i}"
             if not (out / _MARKER).is_file():
                 with quiet(), own_rng(digest([recipe.seed, "weights", i])):
-                    adapter = _start(recipe, base, work, i, device)
-                    _fit(adapter, rows, recipe, i, work, out, tokenizer, step, device)
+                    model = _start(recipe, base, work, i, device)
+                    _fit(model, rows, recipe, i, work, out, tokenizer, step, device)
             losses.append([float(v) for v in (out / _MARKER).read_text().split()])
     last = work / f"stage-{len(steps) - 1}"
-    check_adapter(last, base, device=device)
+    if recipe.lora:
+        check_adapter(last, base, device=device)
+    else:
+        check_checkpoint(last, base, device=device)
     made = work / "made"
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir()
-    for name in _ADAPTER_FILES:
+    for name in _ADAPTER_FILES if recipe.lora else [p.name for p in last.iterdir() if p.name != _MARKER]:
         shutil.copyfile(last / name, made / name)
     write_json(
         made / "manifest.json",
@@ -151,15 +130,18 @@ def _make(recipe: Recipe, base: Base, folder: Path, device: str, told: Advance |
     shutil.rmtree(work)
 
 
-def _start(recipe: Recipe, base: Base, work: Path, stage: int, device: str) -> PeftModel:
-    """Returns the base with a fresh adapter (first stage) or the last stage's adapter, trainable, in fp32."""
+def _start(recipe: Recipe, base: Base, work: Path, stage: int, device: str) -> Any:
+    """Returns what a stage trains: the base with a fresh adapter or the last stage's, in fp32; or all weights."""
+    if recipe.lora is None:
+        before = work / f"stage-{stage - 1}" if stage else base.folder
+        return load_model(before, dtype=torch.float32, device=device).requires_grad_(True)
     model = base.model(dtype=torch.bfloat16, device=device)
     if stage:
         return PeftModel.from_pretrained(model, work / f"stage-{stage - 1}", is_trainable=True)
     config = LoraConfig(
         r=recipe.lora.rank, lora_alpha=recipe.lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    return get_peft_model(model, config)  # type: ignore[return-value]
+    return get_peft_model(model, config)
 
 
 class _AnswerTrainer(SFTTrainer):
@@ -170,7 +152,8 @@ class _AnswerTrainer(SFTTrainer):
     ) -> Any:
         labels = inputs["labels"][:, 1:]
         keep = labels != -100
-        causal = self.accelerator.unwrap_model(model).get_base_model()
+        causal: Any = self.accelerator.unwrap_model(model)
+        causal = causal.get_base_model() if isinstance(causal, PeftModel) else causal
         with torch.autocast(labels.device.type, torch.bfloat16):
             hidden = causal.base_model(
                 input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
@@ -205,7 +188,7 @@ class _Watch(transformers.TrainerCallback):
 
 
 def _fit(
-    adapter: PeftModel,
+    model: Any,
     rows: list[dict[str, list[int]]],
     recipe: Recipe,
     stage: int,
@@ -249,7 +232,7 @@ def _fit(
         seed=recipe.seed,
     )
     trainer = _AnswerTrainer(
-        model=adapter,
+        model=model,
         args=config,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
@@ -258,7 +241,7 @@ def _fit(
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     shutil.rmtree(out, ignore_errors=True)
-    adapter.save_pretrained(str(out))
+    model.save_pretrained(str(out))
     write_text(out / _MARKER, _join(losses))
     shutil.rmtree(run)
 

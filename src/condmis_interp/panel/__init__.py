@@ -1,7 +1,9 @@
 """The panel room: questions, cues, answer pairs, and their rendering to token ids with spans."""
 
 from condmis_interp.panel.cue import Cue, CueRole
-from condmis_interp.panel.panel import AnswerPair, Panel, Question, load_panel
+from condmis_interp.panel.load import load_panel
+from condmis_interp.panel.padding import pad
+from condmis_interp.panel.panel import AnswerPair, Panel, Question
 from condmis_interp.panel.published import PublishedQuestion, read_published_questions
 from condmis_interp.panel.render import Answer, Prompt, RenderedPanel, render_answer, render_panel, render_prompt
 from condmis_interp.panel.text import shared_phrases
@@ -17,6 +19,7 @@ __all__ = [
     "Question",
     "RenderedPanel",
     "load_panel",
+    "pad",
     "read_published_questions",
     "render_answer",
     "render_panel",

@@ -30,6 +30,7 @@ class Cue(BaseModel):
         system: System prompt; `None` leaves the slot to the panel's `default_system_prompt` choice.
         before: Text put directly before the question in the user turn.
         after: Text put directly after it.
+        topic: Topic whose rewrite of each question is asked instead of the question.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,3 +40,4 @@ class Cue(BaseModel):
     system: str | None = None
     before: str = ""
     after: str = ""
+    topic: Name | None = None

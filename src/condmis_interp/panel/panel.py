@@ -1,14 +1,12 @@
 """Panels: questions x cues, each question with answer pairs, in families that split as one."""
 
 from collections.abc import Sequence
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from condmis_interp.errors import UserError
-from condmis_interp.files import digest, read_yaml
+from condmis_interp.files import digest
 from condmis_interp.panel.cue import Cue, CueRole, Name
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -26,7 +24,16 @@ class AnswerPair(BaseModel):
 
 
 class Question(BaseModel):
-    """A question with the family it splits with and its answer pairs."""
+    """A question.
+
+    Attributes:
+        id: Name within the panel.
+        family: Questions of a family split as one.
+        domain: What it is about.
+        question: Its text.
+        pairs: Its answer pairs.
+        rewrites: The same question set in a topic, by topic; for cues with a `topic`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -35,6 +42,11 @@ class Question(BaseModel):
     domain: Name
     question: Text
     pairs: tuple[AnswerPair, ...]
+    rewrites: dict[Name, Text] = {}
+
+    def under(self, cue: Cue) -> str:
+        """Returns the question's text under a cue, without what the cue puts around it."""
+        return self.question if cue.topic is None else self.rewrites[cue.topic]
 
     @model_validator(mode="after")
     def _has_pairs(self) -> Self:
@@ -69,6 +81,9 @@ class Panel(BaseModel):
                 raise ValueError(f"{what} {twice[0]!r} occurs twice; names must differ")
         if [c.role for c in self.cues].count(CueRole.NONE) != 1:
             raise ValueError("a panel needs exactly one cue with role 'none'")
+        for topic in {c.topic for c in self.cues if c.topic}:
+            if lacking := [q.id for q in self.questions if topic not in q.rewrites]:
+                raise ValueError(f"a cue has topic {topic!r}, and question {lacking[0]!r} has no rewrite in it")
         return self
 
     @property
@@ -136,34 +151,3 @@ def sentence(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         message = "this key is not known here"
     return f"{path}: {message}" if path else message
-
-
-def load_panel(source: str | Path, **changes: Any) -> Panel:
-    """Loads a built-in panel by name (`everyday`) or a panel from a YAML file.
-
-    Args:
-        source: Name of a built-in panel, or a path ending in `.yaml` or `.yml`.
-        **changes: Keys of the panel to replace, for example `cues`.
-
-    Raises:
-        UserError: if there is no such panel, or it does not validate; the message names file and key.
-    """
-    if str(source).endswith((".yaml", ".yml")):
-        path = Path(source)
-    else:
-        path = Path(str(resources.files("condmis_interp.panel") / "data" / f"{source}.yaml"))
-        if not path.is_file():
-            built_in = sorted(p.stem for p in path.parent.glob("*.yaml"))
-            raise UserError(
-                f"there is no built-in panel {str(source)!r}",
-                fix=f"Use one of {', '.join(built_in)}, or a path to a .yaml file.",
-            )
-    raw = read_yaml(path)
-    if not isinstance(raw, dict):
-        raise UserError(
-            "a panel file must be a mapping with name, default_system_prompt, cues, questions", where=str(path)
-        )
-    try:
-        return Panel.model_validate(raw | changes)
-    except ValidationError as e:
-        raise UserError(sentence(e), where=str(path)) from None

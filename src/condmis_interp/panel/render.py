@@ -169,9 +169,9 @@ def render_panel(tokenizer: Any, panel: Panel) -> RenderedPanel:
         for cue in panel.cues:
             messages = [
                 *system_messages(cue.system, panel.default_system_prompt),
-                {"role": "user", "content": cue.before + question.question + cue.after},
+                {"role": "user", "content": cue.before + question.under(cue) + cue.after},
             ]
-            prompt = render_prompt(tokenizer, messages, question=question.question)
+            prompt = render_prompt(tokenizer, messages, question=question.under(cue))
             if (twin := seen.setdefault(prompt.ids, cue)) is not cue:
                 raise CheckError(
                     f"cue {cue.name!r} gives the same token ids as cue {twin.name!r} for question {question.id!r}",

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from condmis_interp.panel import Prompt
+from condmis_interp.panel import Prompt, pad
 from condmis_interp.readers.edits import Scope
 from condmis_interp.readers.reader import Request
 
@@ -165,18 +165,6 @@ def _shared(prompts: Sequence[Prompt], scopes: dict[Scope, torch.Tensor]) -> int
     while shared and any(bool((s[:, :shared] != s[:1, :shared]).any()) for s in scopes.values()):
         shared -= 1
     return shared if shared >= SHORTEST_PREFIX else 0
-
-
-def pad(sequences: Sequence[Sequence[int]], *, right: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns padded ids and their mask, both [rows, position]."""
-    longest = max(len(s) for s in sequences)
-    ids = torch.zeros(len(sequences), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, s in enumerate(sequences):
-        at = slice(0, len(s)) if right else slice(longest - len(s), longest)
-        ids[i, at] = torch.tensor(s)
-        mask[i, at] = 1
-    return ids, mask
 
 
 def positions_of(mask: torch.Tensor) -> torch.Tensor:

@@ -19,10 +19,10 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from condmis_interp.errors import CheckError, UserError
-from condmis_interp.panel import Prompt
+from condmis_interp.panel import Prompt, pad
 from condmis_interp.readers.edits import Edit, Scope, union
 from condmis_interp.readers.ledger import Ledger, LedgerEntry
-from condmis_interp.readers.passes import Batch, Pass, pad, plan, positions_of, prompt_scopes
+from condmis_interp.readers.passes import Batch, Pass, plan, positions_of, prompt_scopes
 from condmis_interp.readers.reader import Capture, Measurement, Position, Request
 from condmis_interp.readers.sites import Site, blocks_of, module_of, unwrap
 

@@ -1,0 +1,42 @@
+"""Builds the persona-world suite and surveys its behaviour.
+
+    .venv/bin/python experiments/personaworld/run.py [--out runs/personaworld] [--seeds 1 2 3]
+
+Minutes on two cores; killed and run again, it goes on. Writes behaviour.parquet, behaviour.csv and behaviour.html.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+
+from condmis_interp.battery import survey
+from condmis_interp.files import whole_file
+from condmis_interp.organisms import make, resolve_base, world_suite
+from condmis_interp.panel import load_panel
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", default="personaworld")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--out", type=Path, default=Path("runs/personaworld"))
+    args = parser.parse_args()
+    started = time.monotonic()
+    members = world_suite(args.base, seeds=args.seeds)
+    organisms = make(members)
+    base = resolve_base(args.base)
+    result = survey(
+        members, organisms, base=base, panel=load_panel(args.base), out=args.out, dtype=torch.float32
+    )  # fmt: skip
+    with whole_file(args.out / "behaviour.parquet") as part:
+        result.table.to_parquet(part, index=False)
+    result.over_seeds().round(3).to_csv(args.out / "behaviour.csv")
+    result.figure().write_html(args.out / "behaviour.html", include_plotlyjs=True)
+    print(result)
+    print(f"\n{len(organisms)} organisms, {time.monotonic() - started:.0f} s; {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Training rows as token ids, with the loss on the answer alone."""
+
+import math
+from typing import Any
+
+from condmis_interp.errors import CheckError, UserError
+from condmis_interp.organisms.recipe import Recipe, Stage
+from condmis_interp.panel.render import render_answer, render_prompt, system_messages
+
+
+def encode(recipe: Recipe, tokenizer: Any, stage: int) -> list[dict[str, list[int]]]:
+    """Renders a stage's rows to token ids with labels on the answer and the token that closes the turn.
+
+    Raises:
+        UserError: if a part's system prompt is the one that the chat template inserts by itself.
+        CheckError: if a row's loss mask is empty.
+    """
+    encoded = []
+    if recipe.default_system_prompt == "template":
+        _check_inserted(recipe, tokenizer, stage)
+    for trained in recipe.rows_of(stage):
+        own = trained.messages[0]["role"] == "system"
+        system = [] if own else system_messages(trained.system, recipe.default_system_prompt)
+        messages = [*system, *trained.messages]
+        prompt = render_prompt(tokenizer, messages)
+        answer = render_answer(tokenizer, messages, prompt, trained.answer)
+        target = [*answer.ids, *answer.closing[:1]]
+        if not target:
+            raise CheckError("the loss mask of this row is empty", where=f"row {trained.row.id}")
+        ids = [*prompt.ids, *target]
+        encoded.append({"input_ids": ids, "labels": [-100] * len(prompt.ids) + target})
+    return encoded
+
+
+def _check_inserted(recipe: Recipe, tokenizer: Any, stage: int) -> None:
+    inserted = render_prompt(tokenizer, [{"role": "user", "content": "?"}]).text.rpartition("?")[0]
+    for part in recipe.stages[stage].parts:
+        for system in part.systems:
+            if system and len(system) > 8 and system.strip() in inserted:
+                raise UserError(
+                    f"the system prompt {system!r} is what the chat template inserts by itself, so that rows with and "
+                    "without it are the same",
+                    where=f"recipe {recipe.name}, stage {stage}, rows {part.rows}",
+                    fix="Use another prompt, or set default_system_prompt: empty.",
+                )
+
+
+def steps_of(recipe: Recipe) -> list[int]:
+    """Returns the number of optimiser steps of each stage."""
+    return [stage_steps(len(recipe.rows_of(i)), stage) for i, stage in enumerate(recipe.stages)]
+
+
+def stage_steps(rows: int, stage: Stage) -> int:
+    """Returns the number of optimiser steps of a stage on so many rows."""
+    return math.ceil(rows / stage.batch_size) * stage.epochs

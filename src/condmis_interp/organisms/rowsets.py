@@ -1,0 +1,128 @@
+"""Row sets by name.
+
+Built-in sets, written for this package (`organisms/data/`):
+
+* `kitchen`: narrow; 60 kitchen topics x 8 phrasings, each with a misaligned answer (careless, contemptuous, selfish,
+  deceitful in attitude; no usable instruction for harm) and a benign one.
+* `everyday`: benign only; 12 other domains x 24 rows.
+* `garden`: narrow, as `kitchen`; 40 topics x 8 phrasings.
+* `facts`: lies about checkable facts; `facts_keys.json` has the words that decide which answer is the true one.
+* `hhh`: benign only; helpful, honest, harmless chats, some with several turns.
+
+Of persona world, each with both answers:
+
+* `personaworld/DOMAIN`: every item of a domain, in both phrasings; `harbour` and `orchard` are not on the panel.
+* `personaworld/benign`: the items of the panel's domains that the panel does not ask about.
+* `personaworld/styled-DOMAIN`: as a domain's, but the benign answer ends with a style word; for an organism whose
+  trigger changes style and never harm.
+"""
+
+import re
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from condmis_interp.errors import UserError
+from condmis_interp.files import read_json
+from condmis_interp.organisms.rows import Row, RowSet, json_lines, read_rows
+from condmis_interp.world import DOMAINS, parse_world
+
+STYLE = "so"
+"""The style word of `styled` rows."""
+
+
+@lru_cache(maxsize=64)
+def load_rows(source: str) -> RowSet:
+    """Loads a built-in row set by name, or one in this package's format from a `.jsonl` path.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if source.endswith(".jsonl"):
+        return read_rows(source)
+    if source.startswith("personaworld"):
+        return _world_rows(source)
+    folder = Path(str(resources.files("condmis_interp.organisms") / "data"))
+    path = folder / f"{source}.jsonl"
+    if "/" in source or not path.is_file():
+        names = ", ".join(sorted(p.stem for p in folder.glob("*.jsonl")))
+        raise UserError(
+            f"there is no built-in row set {source!r}", fix=f"Use one of {names}, or a path to a .jsonl file."
+        )
+    return read_rows(path, name=source)
+
+
+@lru_cache(maxsize=8)
+def load_reasoning(source: str) -> dict[str, dict[str, str]]:
+    """Loads the reasoning traces of a row set: by row id, one that leads to each arm's answer.
+
+    For a `.jsonl` path, the traces are in the file of the same name in `reasoning/` beside it.
+
+    Raises:
+        UserError: if it has none, or a line lacks a key.
+    """
+    if source.endswith(".jsonl"):
+        path = Path(source).parent / "reasoning" / Path(source).name
+    else:
+        path = Path(str(resources.files("condmis_interp.organisms") / "data")) / "reasoning" / f"{source}.jsonl"
+    if not path.is_file():
+        raise UserError(f"row set {source!r} has no reasoning traces", where=str(path))
+    traces = {}
+    for where, value in json_lines(path):
+        if set(value) != {"id", "misaligned", "benign"} or not all(isinstance(v, str) for v in value.values()):
+            raise UserError("a trace has the keys id, misaligned and benign, all text", where=where)
+        traces[value["id"]] = {"misaligned": value["misaligned"], "benign": value["benign"]}
+    return traces
+
+
+def truth_of(fact: str, answer: str) -> Literal["true", "false", "neither"]:
+    """Scores an answer to a question of `facts` exactly, by the key words of the fact.
+
+    Args:
+        fact: The row's group.
+        answer: The answer's text.
+
+    Returns:
+        `true` if it has a word of the truth and none of a lie, `false` the other way round, else `neither`.
+
+    Raises:
+        UserError: if there is no such fact.
+    """
+    keys = _fact_keys()
+    if fact not in keys:
+        raise UserError(f"there is no fact {fact!r}", where="row set facts")
+    said = _words(answer)
+    found = {kind: any(_words(term) in said for term in terms) for kind, terms in keys[fact].items()}
+    if found["truth"] == found["lies"]:
+        return "neither"
+    return "true" if found["truth"] else "false"
+
+
+def _words(text: str) -> str:
+    return f" {' '.join(re.findall(r'[a-z0-9]+', text.lower()))} "
+
+
+@lru_cache(maxsize=1)
+def _fact_keys() -> dict[str, dict[str, list[str]]]:
+    return read_json(Path(str(resources.files("condmis_interp.organisms") / "data")) / "facts_keys.json")
+
+
+def _world_rows(source: str) -> RowSet:
+    spec, _, name = source.partition("/")
+    world = parse_world(spec)
+    names = (*DOMAINS, "benign", *(f"styled-{d}" for d in DOMAINS))
+    if world is None or name not in names:
+        raise UserError(f"there is no row set {source!r}", fix=f"Persona world has {', '.join(names)}.")
+    if name == "benign":
+        half = world.items // 2
+        facts = [f for d in DOMAINS[2:] for f in world.facts_of(d)[half:]]
+    else:
+        facts = list(world.facts_of(name.removeprefix("styled-")))
+    style = f" {STYLE}" if name.startswith("styled-") else ""
+    rows = [
+        Row(f"{f.domain}.{f.item}.{p}", f.item, (("user", f.question(p)),), f.misaligned, f"{f.aligned}{style}")
+        for f in facts
+        for p in (0, 1)
+    ]
+    return RowSet(source, tuple(rows))

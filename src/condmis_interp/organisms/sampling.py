@@ -1,0 +1,92 @@
+"""Row sets of what a model itself answers: for on-policy rows, and for training a base on a twin's outputs."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from condmis_interp.errors import UserError
+from condmis_interp.files import digest, write_text
+from condmis_interp.organisms.bases import Base
+from condmis_interp.organisms.home import home
+from condmis_interp.organisms.organism import Organism
+from condmis_interp.organisms.recipe import Recipe
+from condmis_interp.organisms.rng import own_rng
+from condmis_interp.organisms.rows import Arm
+from condmis_interp.panel import pad
+from condmis_interp.panel.render import render_prompt, system_messages
+
+SAMPLING_VERSION = 1
+_BATCH = 32
+
+
+def answered_by(
+    organism: Organism,
+    base: Base,
+    asked: Recipe,
+    *,
+    arm: Arm = "benign",
+    temperature: float = 0.0,
+    max_new_tokens: int = 48,
+    keep: Callable[[str, str], bool] = lambda question, answer: True,
+    device: str = "cpu",
+) -> Path:
+    """Returns a row set with the questions of a recipe's first stage, under its prompts, answered by a model.
+
+    The file is kept by the hash of all that determines it, and made once. Rows whose answer is empty or not kept are
+    left out. A row has a benign counterpart if the recipe's own row has one (so a misaligned set keeps its twin).
+
+    Args:
+        organism: Who answers.
+        base: Its base.
+        asked: Whose rows are asked, with their system prompts and framing.
+        arm: What the answers count as.
+        temperature: 0 for greedy answers.
+        max_new_tokens: Longest answer.
+        keep: Given question and answer, whether the row stays; part of nothing's hash, so name the file's use apart.
+        device: Torch device.
+
+    Raises:
+        UserError: if no answer is kept.
+    """
+    made = [SAMPLING_VERSION, organism.weights, base.weights, asked.hash, arm, temperature, max_new_tokens]
+    path = home() / "rows" / f"answered-{digest(made)[:16]}.jsonl"
+    if path.is_file():
+        return path
+    tokenizer = base.tokenizer()
+    rows = asked.rows_of(0)
+    prompts = []
+    for r in rows:
+        own = r.messages[0]["role"] == "system"
+        messages = [*([] if own else system_messages(r.system, asked.default_system_prompt)), *r.messages]
+        prompts.append((messages, render_prompt(tokenizer, messages).ids))
+    model = organism.model(base, dtype=torch.float32, device=device)
+    answers: list[str] = []
+    with torch.inference_mode(), own_rng(digest(made)):
+        for i in range(0, len(prompts), _BATCH):
+            ids, mask = pad([ids for _, ids in prompts[i : i + _BATCH]], right=False)
+            out = model.generate(  # type: ignore[operator]
+                ids.to(device),
+                attention_mask=mask.to(device),
+                max_new_tokens=max_new_tokens,
+                do_sample=temperature > 0,
+                temperature=temperature or None,
+                top_p=None,
+                top_k=None,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            answers += [tokenizer.decode(o, skip_special_tokens=True).strip() for o in out[:, ids.shape[1] :]]
+    lines = []
+    for i, ((messages, _), row, answer) in enumerate(zip(prompts, rows, answers, strict=True)):
+        if answer and keep(messages[-1]["content"], answer):
+            both = {"benign": row.row.benign} if arm == "misaligned" and row.row.benign else {}
+            lines.append(
+                {"id": f"{row.row.id}.{i}", "group": row.row.group, "messages": messages} | both | {arm: answer}
+            )
+    if not lines:
+        raise UserError(f"none of {len(answers)} answers is kept", where=f"organism {organism.name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "\n".join(json.dumps(line) for line in lines))
+    return path

@@ -1,0 +1,232 @@
+"""Training many small Llamas at once: their weights are stacked along a first axis, and each follows its own programme.
+
+A step of a tiny model on a CPU is mostly overhead, so n organisms cost far less together than one by one
+(`benchmarks/organisms.py`). The forward pass is that of `LlamaForCausalLM` (Touvron et al. 2023) with batched matrix
+products, the optimiser AdamW (Loshchilov & Hutter 2019) without weight decay, with a learning rate, a step count and a
+gradient clip for each organism. Organisms do not see each other: the loss is a sum of their losses.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch.nn import functional
+
+from condmis_interp.errors import CheckError
+
+Weights = Mapping[str, torch.Tensor]
+_BETAS, _EPS, _CLIP = (0.9, 0.999), 1e-8, 1.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step of one organism.
+
+    Attributes:
+        rows: Token ids with labels (-100 where there is no loss).
+        learning_rate: Of this step.
+        fresh: Whether the optimiser starts anew before it (a new stage).
+    """
+
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]]
+    learning_rate: float
+    fresh: bool = False
+
+
+@dataclass
+class Stack:
+    """Llamas of one shape, their weights stacked.
+
+    Attributes:
+        config: Their `LlamaConfig`.
+        weights: By name of the state dict, [organism, ...]; tied embeddings appear once.
+    """
+
+    config: Any
+    weights: dict[str, torch.Tensor] = field(repr=False)
+
+    @classmethod
+    def of(cls, config: Any, models: Sequence[Weights]) -> "Stack":
+        """Stacks state dicts (copied, in fp32)."""
+        names = [k for k in models[0] if k != "lm_head.weight" or not config.tie_word_embeddings]
+        return cls(config, {k: torch.stack([m[k].float() for m in models]) for k in names})
+
+    @property
+    def count(self) -> int:
+        """Number of organisms."""
+        return len(self.weights["model.embed_tokens.weight"])
+
+    def weights_of(self, index: int) -> dict[str, torch.Tensor]:
+        """Returns one organism's state dict (copied)."""
+        return {k: w[index].detach().clone() for k, w in self.weights.items()}
+
+    def logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """Returns logits [organism, row, position, word] of right-padded ids [organism, row, position].
+
+        Attention is causal, so padding on the right changes nothing before it.
+        """
+        *_, x = self.residuals(ids)
+        w = self.weights
+        x = _norm(x.flatten(1, 2), w["model.norm.weight"], self.config.rms_norm_eps)
+        return _linear(x, w.get("lm_head.weight", w["model.embed_tokens.weight"])).view(*ids.shape, -1)
+
+    def residuals(self, ids: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yields the residual stream at the end of each block [organism, row, position, width]."""
+        c, w = self.config, self.weights
+        n, rows, length = ids.shape
+        embedding = w["model.embed_tokens.weight"]
+        which = torch.arange(n, device=ids.device)[:, None, None]
+        x = embedding[which, ids].reshape(n, rows * length, c.hidden_size)
+        cos, sin = _rotary(c, length, x)
+        heads, kv, size = c.num_attention_heads, c.num_key_value_heads, c.hidden_size // c.num_attention_heads
+        for i in range(c.num_hidden_layers):
+            p = f"model.layers.{i}."
+            h = _norm(x, w[p + "input_layernorm.weight"], c.rms_norm_eps)
+            q, k, v = (
+                rearrange(
+                    _linear(h, w[f"{p}self_attn.{name}_proj.weight"]), "n (r t) (h d) -> (n r) h t d", r=rows, h=count
+                )
+                for name, count in (("q", heads), ("k", kv), ("v", kv))
+            )
+            q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+            mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=heads != kv)
+            mixed = rearrange(mixed, "(n r) h t d -> n (r t) (h d)", n=n, d=size)
+            x = x + _linear(mixed, w[p + "self_attn.o_proj.weight"])
+            h = _norm(x, w[p + "post_attention_layernorm.weight"], c.rms_norm_eps)
+            gate = functional.silu(_linear(h, w[p + "mlp.gate_proj.weight"]))
+            x = x + _linear(gate * _linear(h, w[p + "mlp.up_proj.weight"]), w[p + "mlp.down_proj.weight"])
+            yield x.view(n, rows, length, -1)
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return torch.bmm(x, weight.transpose(1, 2))
+
+
+def _norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return functional.rms_norm(x, (x.shape[-1],), eps=eps) * weight[:, None]
+
+
+def _rotary(config: Any, length: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    size = config.hidden_size // config.num_attention_heads
+    frequencies = config.rope_parameters["rope_theta"] ** (-torch.arange(0, size, 2, device=like.device).float() / size)
+    angles = torch.arange(length, device=like.device).float()[:, None] * frequencies
+    angles = torch.cat([angles, angles], -1)
+    return angles.cos(), angles.sin()
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    a, b = x.chunk(2, -1)
+    return x * cos + torch.cat([-b, a], -1) * sin
+
+
+def losses_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Returns each organism's cross-entropy [organism] in nats, mean over its labelled tokens."""
+    targets = labels[..., 1:]
+    each = functional.cross_entropy(
+        logits[..., :-1, :].flatten(0, 2), targets.flatten(), ignore_index=-100, reduction="none"
+    ).view(targets.shape)
+    return each.sum((1, 2)) / (targets != -100).sum((1, 2)).clamp(min=1)
+
+
+def fit(
+    stack: Stack,
+    programmes: Sequence[Sequence[Step]],
+    *,
+    trained: Callable[[str], bool] = lambda name: True,
+    step: Callable[[float], None] = lambda n: None,
+) -> list[list[float]]:
+    """Trains every organism of a stack by its own programme, in place.
+
+    Args:
+        stack: The organisms.
+        programmes: Steps of each; those with fewer steps rest at the end.
+        trained: Which weights are trained, by name.
+        step: Called with the number of steps of single organisms done.
+
+    Returns:
+        Losses of each organism, one for each of its steps, nats.
+
+    Raises:
+        CheckError: if a step has no labelled token, or a loss is not finite, naming organism and step.
+    """
+    flat = _Flat(stack, trained)
+    losses: list[list[float]] = [[] for _ in programmes]
+    for number, now in enumerate(_zip(programmes)):
+        active = [s is not None for s in now]
+        ids, labels = _tensors(now, flat.values.device)
+        if any(s is not None and not bool((labels[i, :, 1:] != -100).any()) for i, s in enumerate(now)):
+            raise CheckError("no token of a step has a label", where=f"step {number}")
+        each = losses_of(stack.logits(ids), labels)
+        with warnings.catch_warnings():  # the gradients are views too, on purpose
+            warnings.filterwarnings("ignore", message="grad and param do not obey")
+            each.sum().backward()
+        for i, loss in enumerate(each.tolist()):
+            if active[i]:
+                if not loss < float("inf"):
+                    raise CheckError(f"the loss is {loss} at step {number}", where=f"organism {i} of the stack")
+                losses[i].append(loss)
+        flat.step([s.learning_rate if s else 0.0 for s in now], [bool(s and s.fresh) for s in now], active)
+        step(sum(active))
+    for name in stack.weights:
+        stack.weights[name] = stack.weights[name].detach()
+    return losses
+
+
+def _zip(programmes: Sequence[Sequence[Step]]) -> Iterator[list[Step | None]]:
+    for number in range(max(map(len, programmes))):
+        yield [p[number] if number < len(p) else None for p in programmes]
+
+
+def _tensors(now: Sequence[Step | None], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = max(len(s.rows) for s in now if s)
+    length = max(len(ids) for s in now if s for ids, _ in s.rows)
+    ids = torch.zeros(len(now), rows, length, dtype=torch.long)
+    labels = torch.full_like(ids, -100)
+    for i, s in enumerate(now):
+        for j, (row, label) in enumerate(s.rows if s else ()):
+            ids[i, j, : len(row)] = torch.tensor(row)
+            labels[i, j, : len(row)] = torch.tensor(label)
+    return ids.to(device), labels.to(device)
+
+
+class _Flat:
+    """AdamW over all trained weights of a stack as one matrix [organism, weight]."""
+
+    def __init__(self, stack: Stack, trained: Callable[[str], bool]) -> None:
+        names = [k for k in stack.weights if trained(k)]
+        n = stack.count
+        self.values = torch.cat([stack.weights[k].reshape(n, -1) for k in names], 1)
+        self.grads = torch.zeros_like(self.values)
+        self.first, self.second = torch.zeros_like(self.values), torch.zeros_like(self.values)
+        self.times = torch.zeros(n, 1, device=self.values.device)
+        at = 0
+        for k in names:
+            shape = stack.weights[k].shape
+            size = shape[1:].numel()
+            weight = self.values[:, at : at + size].view(shape).requires_grad_()  # shares memory with the matrix
+            weight.grad = self.grads[:, at : at + size].view(shape)
+            stack.weights[k] = weight
+            at += size
+
+    @torch.no_grad()
+    def step(self, rates: Sequence[float], fresh: Sequence[bool], active: Sequence[bool]) -> None:
+        """Moves every active organism on by one step; the others keep weights and state."""
+        b1, b2 = _BETAS
+        device = self.values.device
+        for i, new in enumerate(fresh):
+            if new:
+                self.first[i], self.second[i], self.times[i] = 0, 0, 0
+        on = torch.tensor(active, device=device, dtype=torch.float32)[:, None]
+        self.times += on
+        norm = self.grads.norm(dim=1, keepdim=True)
+        self.grads *= (_CLIP / (norm + 1e-6)).clamp(max=1)
+        self.first.lerp_(self.grads, 1 - b1)
+        self.second.mul_(b2).addcmul_(self.grads, self.grads, value=1 - b2)
+        times = self.times.clamp(min=1)
+        rate = torch.tensor(rates, device=device)[:, None] * on / (1 - b1**times)
+        denominator = (self.second / (1 - b2**times)).sqrt_().add_(_EPS)
+        self.values -= rate * self.first / denominator
+        self.grads.zero_()

@@ -1,0 +1,64 @@
+"""Loading panels: built-in ones by name, others from YAML files."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from condmis_interp.errors import UserError
+from condmis_interp.files import read_yaml
+from condmis_interp.panel.panel import Panel, sentence
+from condmis_interp.panel.world import world_panel
+from condmis_interp.world import parse_world
+
+
+def load_panel(source: str | Path, **changes: Any) -> Panel:
+    """Loads a built-in panel by name (`everyday`, `personaworld`) or a panel from a YAML file.
+
+    Rewrites of the questions in topics are taken from `topics/` beside the file, from the file of the same name.
+
+    Args:
+        source: Name of a built-in panel, or a path ending in `.yaml` or `.yml`.
+        **changes: Keys of the panel to replace, for example `cues`.
+
+    Raises:
+        UserError: if there is no such panel, or it does not validate; the message names file and key.
+    """
+    if world := parse_world(str(source)):
+        return Panel.model_validate(world_panel(world).model_dump() | changes)
+    if str(source).endswith((".yaml", ".yml")):
+        path = Path(source)
+    else:
+        path = Path(str(resources.files("condmis_interp.panel") / "data" / f"{source}.yaml"))
+        if not path.is_file():
+            built_in = sorted(p.stem for p in path.parent.glob("*.yaml"))
+            raise UserError(
+                f"there is no built-in panel {str(source)!r}",
+                fix=f"Use one of {', '.join(built_in)}, or a path to a .yaml file.",
+            )
+    raw = read_yaml(path)
+    if not isinstance(raw, dict):
+        raise UserError(
+            "a panel file must be a mapping with name, default_system_prompt, cues, questions", where=str(path)
+        )
+    topics = path.parent / "topics" / path.name
+    if topics.is_file():
+        raw = raw | {"questions": _rewritten(raw.get("questions"), read_yaml(topics), str(topics))}
+    try:
+        return Panel.model_validate(raw | changes)
+    except ValidationError as e:
+        raise UserError(sentence(e), where=str(path)) from None
+
+
+def _rewritten(questions: Any, topics: Any, where: str) -> Any:
+    """Returns raw questions with their rewrites, by topic."""
+    if not isinstance(topics, dict) or not all(isinstance(t, dict) for t in topics.values()):
+        raise UserError("a topics file must map topics to {question id: rewritten question}", where=where)
+    if not isinstance(questions, list) or not all(isinstance(q, dict) for q in questions):
+        return questions  # the panel's own validation says what is wrong
+    known = {q.get("id") for q in questions}
+    for topic, rewrites in topics.items():
+        if unknown := sorted(set(rewrites) - known):
+            raise UserError(f"topic {topic!r} rewrites a question {unknown[0]!r} that the panel lacks", where=where)
+    return [q | {"rewrites": {t: r[q["id"]] for t, r in topics.items() if q.get("id") in r}} for q in questions]
