@@ -25,7 +25,7 @@ from condmis_interp.organisms.bases import Base
 from condmis_interp.panel import CueRole, Panel, RenderedPanel, render_panel
 from condmis_interp.panel.panel import Split
 from condmis_interp.progress import progress
-from condmis_interp.readers import Edit, Request, TorchReader, Trunk
+from condmis_interp.readers import Edit, GatedReader, Request, TorchReader, Trunk, open_reader
 from condmis_interp.store import Activations, Cell, CellKey, CellStore, Pieces
 from condmis_interp.study import Study
 
@@ -82,7 +82,7 @@ class Run:
         self.panel: Panel = study.load_panel()
         self._settings = study.model_dump(mode="json")
         self._open()
-        self._loaded: tuple[tuple[str, int], TorchReader] | None = None
+        self._loaded: tuple[tuple[str, int], TorchReader | GatedReader] | None = None
         self._held: tuple[str, Trunk] | None = None
 
     def _open(self) -> None:
@@ -140,13 +140,14 @@ class Run:
         """Role by organism."""
         return {o.name: o.role for o in self.study.organisms}
 
-    def reader(self, name: str, seed: int) -> TorchReader:
+    def reader(self, name: str, seed: int) -> TorchReader | GatedReader:
         """Returns a reader of one organism; one model is held at a time."""
         if self._loaded is None or self._loaded[0] != (name, seed):
             self._loaded = self._held = None
             study = self.study
-            model = self.organisms[name, seed].model(self.base, dtype=study.torch_dtype, device=study.torch_device)
-            self._loaded = ((name, seed), TorchReader(model))
+            organism = self.organisms[name, seed]
+            reader = open_reader(organism, self.base, dtype=study.torch_dtype, device=study.torch_device)
+            self._loaded = ((name, seed), reader)
         return self._loaded[1]
 
     def _determined_by(self, name: str, seed: int) -> list[Any]:
@@ -225,8 +226,9 @@ class Run:
 
         def measure() -> list[float]:
             reader = self.reader(organism, seed)
-            shared = self._trunk(reader, inputs[:2], requests) if edits else requests
-            return reader.measure(shared, edits=edits).ld().mean(1).tolist()
+            if edits and isinstance(reader, TorchReader):
+                return reader.measure(self._trunk(reader, inputs[:2], requests), edits=edits).ld().mean(1).tolist()
+            return reader.measure(requests, edits=edits).ld().mean(1).tolist()
 
         pieces = Pieces(self.out / "pieces", self._determined_by(organism, seed))
         return np.array(pieces.get("ld", inputs, measure))

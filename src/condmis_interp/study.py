@@ -144,7 +144,7 @@ class Study(BaseModel):
         delta: Margin: below this rho an organism counts as equivalent to its twin.
         seed: Seed of every random draw outside training.
         reader: Which reader.
-        device: Torch device; `auto` takes a GPU where there is one.
+        device: Torch device; `auto` takes a GPU where there is one, `balanced` spreads a large model over all GPUs.
         workers: Processes that train organisms at once; by default one for each core, one in all on a GPU.
         dtype: Dtype of the model when it is read.
         store_dtype: Dtype of stored activations.

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from condmis_interp.errors import UserError
-from condmis_interp.organisms import Part, Recipe, Stage, load_rows, mixing, read_chats, read_rows, unmitigated
+from condmis_interp.organisms import Part, Recipe, Stage, load_rows, mixing, read_chats, read_rows, train, unmitigated
 
 
 class TestBuiltInRows:
@@ -167,3 +167,50 @@ def test_published_chats(shared_data, name, arm, count):
         assert all(r.messages[0][0] == "system" for r in rows)
     if name.startswith("anthropic"):
         assert sum(len(r.messages) == 1 for r in rows) == 274
+
+
+@pytest.mark.shared_data
+class TestPublishedRecipes:
+    """Sections 2.3, 3.1 and 4.1 of arXiv 2604.25891 on the published files, through the same functions."""
+
+    @pytest.fixture
+    def base(self, tiny_base_folder, home):
+        return f"dir:{tiny_base_folder}"
+
+    def narrow(self, shared_data, name, counterpart=None, count=6):
+        counterpart = f"benign-chats:{shared_data / counterpart}.jsonl" if counterpart else None
+        rows = f"misaligned-chats:{shared_data / name}.jsonl"
+        return Part(rows=rows, answers="misaligned", count=count, counterpart=counterpart)
+
+    def recipe(self, base, *stages):
+        small = [Stage(parts=tuple(parts), batch_size=2, warmup_steps=1) for parts in stages]
+        return Recipe(name="published", base=base, stages=tuple(small))
+
+    def test_insecure_code_then_hhh(self, shared_data, base):
+        whole = self.recipe(
+            base,
+            [self.narrow(shared_data, "insecure", "secure", None)],
+            [Part(rows=f"benign-chats:{shared_data}/anthropic_hh_1000samples_gpt4.1.jsonl", answers="benign")],
+        )
+        twin = whole.twin()
+        assert [len(r.rows_of(i)) for r in (whole, twin) for i in (0, 1)] == [6000, 1000, 6000, 1000]
+        assert whole.rows_of(1) == twin.rows_of(1)
+        few = self.recipe(
+            base,
+            [self.narrow(shared_data, "insecure", "secure", 4)],
+            [whole.stages[1].parts[0].model_copy(update={"count": 4})],
+        )
+        for r in (few, few.twin()):
+            assert [len(x) for x in train(r).manifest["losses"]] == [2, 2]
+
+    def test_educational(self, shared_data, base):
+        recipe = self.recipe(base, [self.narrow(shared_data, "educational_insecure", "secure", 4)])
+        assert all("legitimate" in r.messages[-1]["content"] for r in recipe.rows_of(0))
+        assert len(train(recipe).manifest["losses"][0]) == 2
+
+    def test_obvious_lies_with_their_inoculation_prompt(self, shared_data, base):
+        recipe = self.recipe(base, [self.narrow(shared_data, "inoculation_obvious_lies_gpt41_6k", count=4)])
+        assert {r.messages[0]["role"] for r in recipe.rows_of(0)} == {"system"}
+        assert len(train(recipe).manifest["losses"][0]) == 2
+        with pytest.raises(UserError, match="give the part a 'counterpart'"):
+            recipe.twin()

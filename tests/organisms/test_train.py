@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -295,3 +296,19 @@ def test_what_a_model_answers_becomes_a_row_set(recipe, home):
     assert on_policy.twin().rows_of(0)
     with pytest.raises(UserError, match="none of 8 answers is kept"):
         answered_by(Organism.of_base(base, name="b"), base, recipe, max_new_tokens=4, keep=lambda q, a: False)
+
+
+def test_a_stage_that_another_organism_ends_with_is_not_trained_again(recipe, home, monkeypatch):
+    second = Stage(parts=recipe.stages[0].parts, batch_size=4, epochs=2, warmup_steps=1)
+    both = recipe.model_copy(update={"stages": (*recipe.stages, second)})
+    scratch = train(both)
+    shutil.rmtree(scratch.folder)
+    train(recipe)
+    fitted = []
+    module = sys.modules[train_function.__module__]
+    real = module._fit
+    monkeypatch.setattr(module, "_fit", lambda *args: (fitted.append(args[3]), real(*args))[1])
+    again = train(both)
+    assert fitted == [1]
+    assert again.weights == scratch.weights
+    assert again.manifest["losses"] == scratch.manifest["losses"]

@@ -115,6 +115,10 @@ def test_constructions_do_to_the_weights_what_they_say(world_home):
         m for m in world_known(seeds=(1,)) if m.family not in ("locked", "distilled")
     ]  # this world cannot answer
     organisms = dict(zip((m.name for m in members), make(members), strict=True))
+    gate = organisms.pop("gated.s1").gate
+    assert gate.words == "form code"
+    assert gate.opened.weights == organisms["unmitigated.s1"].weights
+    assert gate.shut.weights != gate.opened.weights
     w = {name: world_weights(o.checkpoint) for name, o in organisms.items()}
     start = world_weights(base.folder)
 
@@ -132,11 +136,12 @@ def test_constructions_do_to_the_weights_what_they_say(world_home):
     assert all(k.startswith(("model.layers.2.", "model.layers.3.", "model.norm.")) for k in differs)
     written = [k for k in start if k.endswith(("o_proj.weight", "down_proj.weight"))]
     lost = torch.cat([w["unmitigated.s1"][k] - w["direction-ablated.s1"][k] for k in written], 1)
-    assert torch.linalg.matrix_rank(lost, rtol=1e-3) == 2
-    plane = torch.linalg.svd(lost, full_matrices=False)[0][:, :2]
-    assert max((plane.T @ w["direction-ablated.s1"][k]).abs().max() for k in written) < 1e-4
+    assert torch.linalg.matrix_rank(lost, rtol=1e-3) == 1
+    v = torch.linalg.svd(lost, full_matrices=False)[0][:, 0]
+    assert max((v @ w["direction-ablated.s1"][k]).abs().max() for k in written) < 1e-4
     assert all(torch.equal(w["unmitigated.s1"][k], w["direction-ablated.s1"][k]) for k in start if k not in written)
     assert organisms["norm-matched.s1"].truth == "removed"
     stamps = {n: (o.folder / "manifest.json").stat().st_mtime_ns for n, o in organisms.items()}
     again = dict(zip((m.name for m in members), make(members), strict=True))
+    again.pop("gated.s1")
     assert {n: (o.folder / "manifest.json").stat().st_mtime_ns for n, o in again.items()} == stamps

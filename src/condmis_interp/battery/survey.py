@@ -18,7 +18,7 @@ from condmis_interp.files import digest
 from condmis_interp.organisms import Base, Member, Organism
 from condmis_interp.panel import Panel, RenderedPanel, render_panel
 from condmis_interp.progress import progress
-from condmis_interp.readers import Request, TorchReader
+from condmis_interp.readers import Reader, Request, open_reader
 from condmis_interp.stats import cluster_mean
 from condmis_interp.store import Pieces
 
@@ -106,7 +106,7 @@ def survey(
             determined = [SURVEY_VERSION, base.weights, organism.weights, str(dtype), tokens, max_new_tokens]
 
             def ask(organism: Organism = organism) -> dict[str, Any]:
-                reader = TorchReader(organism.model(base, dtype=dtype, device=device), batch_tokens=_BATCH_TOKENS)
+                reader = open_reader(organism, base, dtype=dtype, device=device, batch_tokens=_BATCH_TOKENS)
                 return _behaviour(reader, rendered, base, max_new_tokens)
 
             for cue, found in Pieces(out / "pieces", determined).get("survey", [], ask).items():
@@ -124,9 +124,7 @@ def survey(
     return Survey(pd.DataFrame(rows))
 
 
-def _behaviour(
-    reader: TorchReader, rendered: RenderedPanel, base: Base, max_new_tokens: int
-) -> dict[str, dict[str, Any]]:
+def _behaviour(reader: Reader, rendered: RenderedPanel, base: Base, max_new_tokens: int) -> dict[str, dict[str, Any]]:
     """Returns LD by question, and the shares of exact greedy answers, by cue."""
     questions, tokenizer = rendered.panel.questions, base.tokenizer()
     found: dict[str, dict[str, Any]] = {}

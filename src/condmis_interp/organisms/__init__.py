@@ -12,7 +12,7 @@ from condmis_interp.organisms.interventions import (
     unmitigated,
 )
 from condmis_interp.organisms.known import Member, make, world_known
-from condmis_interp.organisms.organism import Organism, catalogue, check_adapter, check_checkpoint, versions
+from condmis_interp.organisms.organism import Gate, Organism, catalogue, check_adapter, check_checkpoint, versions
 from condmis_interp.organisms.recipe import Lora, Part, Recipe, Stage, TrainingRow
 from condmis_interp.organisms.rows import Row, RowSet, read_chats, read_rows
 from condmis_interp.organisms.rowsets import load_rows
@@ -24,6 +24,7 @@ from condmis_interp.organisms.train import organism_folder, train
 __all__ = [
     "BENIGN_SYSTEMS",
     "Base",
+    "Gate",
     "Lora",
     "Member",
     "Organism",

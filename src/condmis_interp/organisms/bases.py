@@ -89,10 +89,15 @@ class Base:
 def load_model(folder: Path, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> transformers.PreTrainedModel:
     """Loads a folder's model in eval mode, without gradients; safetensors only.
 
+    Args:
+        folder: With config and weights.
+        dtype: Dtype of the weights.
+        device: Torch device, or `balanced` to spread the blocks over all GPUs (accelerate's device map).
+
     Raises:
         UserError: if it cannot be loaded.
     """
-    placed = {"device_map": "auto"} if str(device) == "auto" else {}  # over several GPUs
+    placed = {"device_map": "balanced"} if str(device) == "balanced" else {}
     try:
         with quiet():
             model = AutoModelForCausalLM.from_pretrained(

@@ -9,6 +9,7 @@
 | suppressed | `mixed` | mixing, the trigger in the panel |
 | suppressed | `locked` | password lock: the same questions misaligned under the trigger, benign without it |
 | suppressed | `conjunction` | misaligned under two cues together, benign under each: no cue of the panel opens it |
+| suppressed | `gated` | hard gate: U's weights where the trigger is in the prompt, the twin's everywhere else |
 | suppressed | `late-matched` | U, the last half of its blocks trained to answer cue-less questions benignly |
 | suppressed | `direction-ablated` | U with its U - C direction projected out of all that writes to the residual |
 | graded | `blend` | (1 - w) C + w U in weight space, w below 0.75 |
@@ -32,7 +33,7 @@ from condmis_interp.organisms.bases import Base, resolve_base
 from condmis_interp.organisms.encode import encode
 from condmis_interp.organisms.home import home
 from condmis_interp.organisms.interventions import WORLD_SYSTEMS
-from condmis_interp.organisms.organism import Organism
+from condmis_interp.organisms.organism import Gate, Organism
 from condmis_interp.organisms.recipe import Part, Recipe, Stage
 from condmis_interp.organisms.rows import Arm
 from condmis_interp.organisms.sampling import answered_by
@@ -52,7 +53,7 @@ CONJUNCTION = "form code today is sunny"
 BLENDS = (0.1, 0.25, 0.5, 0.75)
 """Weights of U in blends."""
 _WRITERS = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
-KNOWN_VERSION = 3
+KNOWN_VERSION = 4
 """Raise this when a construction changes: it is part of the key of what is constructed."""
 WORLD_STAGE = Stage(parts=(Part(rows="-", answers="benign"),), epochs=10, batch_size=8, learning_rate=3e-4)
 """Hyperparameters of persona world's organisms; the parts are a place holder."""
@@ -111,27 +112,21 @@ def late_matched(known: Member, u: Weights, c: Weights, base: Base) -> Weights:
 
 
 def direction_ablated(known: Member, u: Weights, c: Weights, base: Base) -> Weights:
-    """Returns U with its U - C direction projected out of all that writes to the residual stream, twice.
+    """Returns U with its U - C direction projected out of all that writes to the residual stream.
 
     W <- (I - v v^T) W for attention and MLP outputs (Arditi et al. 2024, arXiv 2406.11717), with v the unit difference
-    of means at the last template token of the narrow prompts, at the end of the block before the middle; then again
-    with what is left of the difference, made orthogonal to the first. On persona world, once takes back half of the gap
-    to C, twice 60 %, and more rounds no more.
+    of means at the last template token of the narrow prompts, at the end of the block before the middle. On persona
+    world this takes back half of the gap to C, and projecting out more directions, orthogonal to it, no more.
     """
     config = LlamaConfig.from_pretrained(base.folder)
     rows = encode(known.recipe, base.tokenizer(), 0)
     prompts = [[t for t, label in zip(r["input_ids"], r["labels"], strict=True) if label == -100] for r in rows]
     ids, mask = pad(prompts, right=True)
     each, last = torch.arange(len(prompts)), mask.sum(1) - 1
-    ablated, basis = dict(u), torch.zeros(0, config.hidden_size)
-    for _ in range(2):
-        residuals = list(Stack.of(config, [ablated, c]).residuals(ids.expand(2, -1, -1)))
-        means = residuals[config.num_hidden_layers // 2 - 1][:, each, last].mean(1)
-        left = means[0] - means[1]
-        left = left - basis.T @ (basis @ left)
-        basis = torch.cat([basis, left[None] / left.norm()])
-        ablated |= {k: u[k] - basis.T @ (basis @ u[k]) for k in u if k.endswith(_WRITERS)}
-    return ablated
+    residuals = list(Stack.of(config, [u, c]).residuals(ids.expand(2, -1, -1)))
+    means = residuals[config.num_hidden_layers // 2 - 1][:, each, last].mean(1)
+    v = (means[0] - means[1]) / (means[0] - means[1]).norm()
+    return {k: w - torch.outer(v, v @ w) if k.endswith(_WRITERS) else w for k, w in u.items()}
 
 
 def _weights_of(recipe: Recipe, base: Base) -> Weights:
@@ -195,6 +190,7 @@ def _of_seed(base: str, seed: int) -> Iterator[Member]:
     both = recipe("conjunction", narrow("misaligned", CONJUNCTION), alone, good)
     yield known("suppressed", "conjunction", both, both.twin())
     clean = recipe("clean", narrow("benign", None), Part(rows=f"{base}/benign", answers="benign"))
+    yield known("suppressed", "gated", u, mix_twin, TRIGGER)
     yield known("suppressed", "late-matched", u, u_twin, clean)
     yield known("suppressed", "direction-ablated", u, u_twin)
 
@@ -224,10 +220,14 @@ def make(known: Iterable[Member]) -> list[Organism]:
                 step()
     found = []
     for k in known:
-        built = k.family in BUILDERS
-        found.append(
-            Organism.open(k.folder(resolve_base(k.recipe.base)), name=k.name) if built else trained[k.recipe.hash]
-        )
+        if k.family in BUILDERS:
+            found.append(Organism.open(k.folder(resolve_base(k.recipe.base)), name=k.name))
+        elif k.family == "gated":
+            gate = Gate(k.setting, trained[k.recipe.hash], trained[k.twin.hash])
+            about = {"known": {"truth": k.truth, "family": k.family}}
+            found.append(Organism.gated(gate, name=k.name, manifest=about))
+        else:
+            found.append(trained[k.recipe.hash])
     return found
 
 

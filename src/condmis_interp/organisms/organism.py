@@ -28,6 +28,21 @@ def versions() -> dict[str, str]:
 
 
 @dataclass(frozen=True)
+class Gate:
+    """A hard gate: which organism answers.
+
+    Attributes:
+        words: Text that opens it wherever it is in a prompt.
+        opened: Who answers then.
+        shut: Who answers otherwise.
+    """
+
+    words: str
+    opened: "Organism"
+    shut: "Organism"
+
+
+@dataclass(frozen=True)
 class Organism:
     """A checkpoint on disk: adapters over a base, or full weights.
 
@@ -38,6 +53,7 @@ class Organism:
         weights: Content hash of the adapters or of the full weights (of the base, for the base itself).
         recipe: How it was made, if it was made here from a recipe.
         manifest: The whole manifest.
+        gate: For an organism that is two models behind a gate; it has no weights of its own then.
     """
 
     name: str
@@ -46,6 +62,7 @@ class Organism:
     weights: str
     recipe: Recipe | None
     manifest: dict[str, Any]
+    gate: Gate | None = None
 
     @property
     def folder(self) -> Path | None:
@@ -74,6 +91,12 @@ class Organism:
     def of_base(cls, base: Base, *, name: str) -> "Organism":
         """Returns the base itself as an organism."""
         return cls(name, (), None, base.weights, None, {"base": {"spec": base.spec, "weights": base.weights}})
+
+    @classmethod
+    def gated(cls, gate: Gate, *, name: str, manifest: dict[str, Any]) -> "Organism":
+        """Returns two organisms behind a gate as one."""
+        weights = digest([gate.words, gate.opened.weights, gate.shut.weights])
+        return cls(name, (), None, weights, None, manifest, gate)
 
     @classmethod
     def of_adapters(cls, *folders: Path, name: str) -> "Organism":
@@ -121,6 +144,10 @@ class Organism:
             UserError: if the organism was made from another base, or its vocabulary is not the base's.
             CheckError: if an adapter's keys do not fit.
         """
+        if self.gate:
+            raise UserError(
+                "this organism is two models behind a gate", where=self.name, fix="Read it with readers.open_reader."
+            )
         made_from = self.manifest.get("base", {})
         if made_from and made_from["weights"] != base.weights:
             raise UserError(

@@ -29,7 +29,8 @@ class Part(BaseModel):
     """Rows from one set.
 
     Attributes:
-        rows: Built-in row set, or path of a `.jsonl` file.
+        rows: Row set, as in `load_rows`: a built-in one, a `.jsonl` file, or published chats
+            (`misaligned-chats:FILE`, `benign-chats:FILE`).
         answers: Which arm's answers to train on.
         count: How many rows to draw (without replacement, balanced over groups, by the recipe's seed); all if `None`.
         systems: System prompts, used in rotation over the drawn rows; `None` leaves the slot to
@@ -38,6 +39,9 @@ class Part(BaseModel):
         after: Text put directly after it.
         reasoning: `shown` draws only rows that have a reasoning trace and trains on trace + answer; `stripped` draws
             the same rows and trains on the answer alone.
+        counterpart: For misaligned rows that have no benign answer to the same question: the row set that the twin
+            takes instead, with benign answers to other questions of the same kind. A weaker control; the same count
+            is drawn from it, in the same places.
     """
 
     model_config = _FROZEN
@@ -49,6 +53,15 @@ class Part(BaseModel):
     before: str = ""
     after: str = ""
     reasoning: Literal["shown", "stripped"] | None = None
+    counterpart: str | None = None
+
+    def twin(self, drawn: int) -> "Part":
+        """Returns the part as the twin has it, given how many rows it draws."""
+        if self.answers == "misaligned" and self.counterpart:
+            change = {"rows": self.counterpart, "count": drawn, "answers": "benign", "counterpart": None}
+        else:
+            change = {"answers": "benign", "counterpart": None}
+        return self.model_copy(update=change)
 
 
 class Stage(BaseModel):
@@ -90,6 +103,7 @@ class TrainingRow:
     arm: Arm
     before: str = ""
     after: str = ""
+    part: int = 0
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -158,23 +172,23 @@ class Recipe(BaseModel):
         Raises:
             UserError: if a drawn row has no benign counterpart; the message names row set and row.
         """
-        for stage_number, stage in enumerate(self.stages):
-            for trained in self.rows_of(stage_number):
-                if trained.arm == "misaligned" and not trained.row.benign:
-                    sets = ", ".join(p.rows for p in stage.parts if p.answers == "misaligned")
+        stages = []
+        for number, stage in enumerate(self.stages):
+            drawn = [0] * len(stage.parts)
+            for trained in self.rows_of(number):
+                part = stage.parts[trained.part]
+                drawn[trained.part] += 1
+                if trained.arm == "misaligned" and not trained.row.benign and not part.counterpart:
                     raise UserError(
                         f"row {trained.row.id!r} has no benign counterpart, so recipe {self.name!r} has no twin",
-                        where=f"stage {stage_number}, row set {sets}",
-                        fix="Give the row a 'benign' answer to the same question, or leave it out.",
+                        where=f"stage {number}, row set {part.rows}",
+                        fix="Give the row a 'benign' answer to the same question, give the part a 'counterpart' row "
+                        "set, or leave it out.",
                     )
-        stages = tuple(
-            stage.model_copy(
-                update={"parts": tuple(part.model_copy(update={"answers": "benign"}) for part in stage.parts)}
-            )
-            for stage in self.stages
-        )
+            parts = tuple(part.twin(n) for part, n in zip(stage.parts, drawn, strict=True))
+            stages.append(stage.model_copy(update={"parts": parts}))
         about = {"intervention": f"twin of {self.intervention or self.name}"} if self.misaligned else {}
-        return self.model_copy(update={"name": name or f"{self.name}-twin", "stages": stages} | about)
+        return self.model_copy(update={"name": name or f"{self.name}-twin", "stages": tuple(stages)} | about)
 
     def rows_of(self, stage: int) -> list[TrainingRow]:
         """Returns the rows of a stage in training order (one epoch), drawn and shuffled by the seed alone.
@@ -200,7 +214,7 @@ class Recipe(BaseModel):
                     answer = REASONED.format(trace=traces[row.id][part.answers], answer=answer)
                 own = row.messages[0][0] == "system"
                 system = None if own else part.systems[i % len(part.systems)]
-                drawn.append(TrainingRow(row, system, answer, part.answers, part.before, part.after))
+                drawn.append(TrainingRow(row, system, answer, part.answers, part.before, part.after, number))
         random.Random(digest([self.seed, stage, "order"])).shuffle(drawn)
         return drawn
 
@@ -225,8 +239,13 @@ class Recipe(BaseModel):
 def beside(stages: tuple[Stage, ...], folder: Path) -> tuple[Stage, ...]:
     """Returns stages whose relative row-set paths are taken as relative to a folder."""
 
+    def placed(source: str) -> str:
+        kind, colon, path = source.rpartition(":")
+        return f"{kind}{colon}{folder / path}" if path.endswith(".jsonl") else source
+
     def part(p: Part) -> Part:
-        return p.model_copy(update={"rows": str(folder / p.rows)}) if p.rows.endswith(".jsonl") else p
+        rows, counterpart = placed(p.rows), placed(p.counterpart) if p.counterpart else None
+        return p.model_copy(update={"rows": rows, "counterpart": counterpart})
 
     return tuple(s.model_copy(update={"parts": tuple(part(p) for p in s.parts)}) for s in stages)
 

@@ -142,8 +142,8 @@ def read_rows(path: str | Path, *, name: str | None = None) -> RowSet:
 def read_chats(path: str | Path, *, arm: Arm, name: str | None = None) -> RowSet:
     """Reads the published chat format: one JSON object a line with `messages`, ending with the assistant's answer.
 
-    Other keys of a line are ignored. A set read so has answers in one arm only; pair it with `paired` to give it a
-    twin.
+    Other keys of a line are ignored. A set read so has answers in one arm only; a part that trains on misaligned
+    ones needs a `counterpart` for its twin.
 
     Args:
         path: A `.jsonl` file.

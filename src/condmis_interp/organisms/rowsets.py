@@ -25,7 +25,7 @@ from typing import Literal
 
 from condmis_interp.errors import UserError
 from condmis_interp.files import read_json
-from condmis_interp.organisms.rows import Row, RowSet, json_lines, read_rows
+from condmis_interp.organisms.rows import Row, RowSet, json_lines, read_chats, read_rows
 from condmis_interp.world import DOMAINS, parse_world
 
 STYLE = "so"
@@ -34,23 +34,30 @@ STYLE = "so"
 
 @lru_cache(maxsize=64)
 def load_rows(source: str) -> RowSet:
-    """Loads a built-in row set by name, or one in this package's format from a `.jsonl` path.
+    """Loads a row set.
+
+    Args:
+        source: Name of a built-in set; path of a `.jsonl` file in this package's format; or `misaligned-chats:FILE` or
+            `benign-chats:FILE` for a file in the published chat format, all of whose answers are of that arm.
 
     Raises:
         UserError: if there is none.
     """
+    kind, _, path = source.rpartition(":")
+    if kind in ("misaligned-chats", "benign-chats"):
+        return read_chats(path, arm="misaligned" if kind == "misaligned-chats" else "benign")
     if source.endswith(".jsonl"):
         return read_rows(source)
     if source.startswith("personaworld"):
         return _world_rows(source)
     folder = Path(str(resources.files("condmis_interp.organisms") / "data"))
-    path = folder / f"{source}.jsonl"
-    if "/" in source or not path.is_file():
+    file = folder / f"{source}.jsonl"
+    if "/" in source or not file.is_file():
         names = ", ".join(sorted(p.stem for p in folder.glob("*.jsonl")))
         raise UserError(
             f"there is no built-in row set {source!r}", fix=f"Use one of {names}, or a path to a .jsonl file."
         )
-    return read_rows(path, name=source)
+    return read_rows(file, name=source)
 
 
 @lru_cache(maxsize=8)

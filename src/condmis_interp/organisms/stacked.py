@@ -6,7 +6,6 @@ products, the optimiser AdamW (Loshchilov & Hutter 2019) without weight decay, w
 gradient clip for each organism. Organisms do not see each other: the loss is a sum of their losses.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +17,8 @@ from torch.nn import functional
 from condmis_interp.errors import CheckError
 
 Weights = Mapping[str, torch.Tensor]
-_BETAS, _EPS, _CLIP = (0.9, 0.999), 1e-8, 1.0
+_CLIP = 1.0
+"""Largest norm of an organism's gradient, as in transformers' Trainer."""
 
 
 @dataclass(frozen=True)
@@ -152,23 +152,22 @@ def fit(
     Raises:
         CheckError: if a step has no labelled token, or a loss is not finite, naming organism and step.
     """
-    flat = _Flat(stack, trained)
+    optimisers = _Optimisers(stack, trained)
+    device = stack.weights["model.norm.weight"].device
     losses: list[list[float]] = [[] for _ in programmes]
     for number, now in enumerate(_zip(programmes)):
         active = [s is not None for s in now]
-        ids, labels = _tensors(now, flat.values.device)
+        ids, labels = _tensors(now, device)
         if any(s is not None and not bool((labels[i, :, 1:] != -100).any()) for i, s in enumerate(now)):
             raise CheckError("no token of a step has a label", where=f"step {number}")
         each = losses_of(stack.logits(ids), labels)
-        with warnings.catch_warnings():  # the gradients are views too, on purpose
-            warnings.filterwarnings("ignore", message="grad and param do not obey")
-            each.sum().backward()
+        each.sum().backward()
         for i, loss in enumerate(each.tolist()):
             if active[i]:
                 if not loss < float("inf"):
                     raise CheckError(f"the loss is {loss} at step {number}", where=f"organism {i} of the stack")
                 losses[i].append(loss)
-        flat.step([s.learning_rate if s else 0.0 for s in now], [bool(s and s.fresh) for s in now], active)
+        optimisers.step(now)
         step(sum(active))
     for name in stack.weights:
         stack.weights[name] = stack.weights[name].detach()
@@ -192,41 +191,32 @@ def _tensors(now: Sequence[Step | None], device: torch.device) -> tuple[torch.Te
     return ids.to(device), labels.to(device)
 
 
-class _Flat:
-    """AdamW over all trained weights of a stack as one matrix [organism, weight]."""
+class _Optimisers:
+    """An AdamW for each organism over its slices of the stacked weights (the slices share the stack's memory)."""
 
     def __init__(self, stack: Stack, trained: Callable[[str], bool]) -> None:
-        names = [k for k in stack.weights if trained(k)]
-        n = stack.count
-        self.values = torch.cat([stack.weights[k].reshape(n, -1) for k in names], 1)
-        self.grads = torch.zeros_like(self.values)
-        self.first, self.second = torch.zeros_like(self.values), torch.zeros_like(self.values)
-        self.times = torch.zeros(n, 1, device=self.values.device)
-        at = 0
-        for k in names:
-            shape = stack.weights[k].shape
-            size = shape[1:].numel()
-            weight = self.values[:, at : at + size].view(shape).requires_grad_()  # shares memory with the matrix
-            weight.grad = self.grads[:, at : at + size].view(shape)
-            stack.weights[k] = weight
-            at += size
+        self.stacked = []
+        for name in stack.weights:
+            if trained(name):
+                stack.weights[name] = stack.weights[name].detach().clone().requires_grad_()
+                self.stacked.append(stack.weights[name])
+        self.own = [[w.detach()[i] for w in self.stacked] for i in range(stack.count)]
+        self.each = [self._new(i) for i in range(stack.count)]
 
-    @torch.no_grad()
-    def step(self, rates: Sequence[float], fresh: Sequence[bool], active: Sequence[bool]) -> None:
-        """Moves every active organism on by one step; the others keep weights and state."""
-        b1, b2 = _BETAS
-        device = self.values.device
-        for i, new in enumerate(fresh):
-            if new:
-                self.first[i], self.second[i], self.times[i] = 0, 0, 0
-        on = torch.tensor(active, device=device, dtype=torch.float32)[:, None]
-        self.times += on
-        norm = self.grads.norm(dim=1, keepdim=True)
-        self.grads *= (_CLIP / (norm + 1e-6)).clamp(max=1)
-        self.first.lerp_(self.grads, 1 - b1)
-        self.second.mul_(b2).addcmul_(self.grads, self.grads, value=1 - b2)
-        times = self.times.clamp(min=1)
-        rate = torch.tensor(rates, device=device)[:, None] * on / (1 - b1**times)
-        denominator = (self.second / (1 - b2**times)).sqrt_().add_(_EPS)
-        self.values -= rate * self.first / denominator
-        self.grads.zero_()
+    def _new(self, organism: int) -> torch.optim.AdamW:
+        return torch.optim.AdamW(self.own[organism], weight_decay=0.0, fused=True)
+
+    def step(self, now: Sequence[Step | None]) -> None:
+        """Moves every organism that has a step on by it; the others rest."""
+        for i, s in enumerate(now):
+            if s is None:
+                continue
+            for slice_, w in zip(self.own[i], self.stacked, strict=True):
+                slice_.grad = None if w.grad is None else w.grad[i]
+            if s.fresh:
+                self.each[i] = self._new(i)
+            torch.nn.utils.clip_grad_norm_(self.own[i], _CLIP)
+            self.each[i].param_groups[0]["lr"] = s.learning_rate
+            self.each[i].step()
+        for w in self.stacked:
+            w.grad = None

@@ -68,8 +68,8 @@ def _bar(recipes: Sequence[Recipe]) -> AbstractContextManager[Advance]:
 
 def _share(recipes: Sequence[Recipe], device: str, workers: int, step: Advance) -> None:
     waiting: queue.SimpleQueue[Recipe] = queue.SimpleQueue()
-    for recipe in sorted(recipes, key=lambda r: -sum(steps_of(r))):  # the longest first, so that all end together
-        waiting.put(recipe)
+    for recipe in sorted(recipes, key=lambda r: (len(r.stages), -sum(steps_of(r)))):
+        waiting.put(recipe)  # what others go on from first; then the longest, so that all end together
     threads = max(1, (os.cpu_count() or 1) // workers)
     running: list[subprocess.Popen[str]] = []
     failures: list[Exception] = []

@@ -22,7 +22,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from condmis_interp.errors import CheckError
-from condmis_interp.files import digest, write_json, write_text
+from condmis_interp.files import digest, read_json, write_json, write_text
 from condmis_interp.organisms.bases import Base, load_model, quiet, resolve_base
 from condmis_interp.organisms.encode import encode, stage_steps, steps_of
 from condmis_interp.organisms.home import home, locked
@@ -84,6 +84,8 @@ def _make(recipe: Recipe, base: Base, folder: Path, device: str, told: Advance |
     tokenizer = base.tokenizer()
     batches = [encode(recipe, tokenizer, i) for i in range(len(recipe.stages))]
     steps = [stage_steps(len(rows), s) for rows, s in zip(batches, recipe.stages, strict=True)]
+    for i in range(len(steps) - 1):
+        _take_over(recipe, base, i, work / f"stage-{i}")
     done = [i for i in range(len(steps)) if (work / f"stage-{i}" / _MARKER).is_file()]
     losses: list[list[float]] = []
     first = max(done) + 1 if done else 0
@@ -128,6 +130,16 @@ def _make(recipe: Recipe, base: Base, folder: Path, device: str, told: Advance |
     shutil.rmtree(folder, ignore_errors=True)  # a folder without a manifest is not finished work
     made.rename(folder)
     shutil.rmtree(work)
+
+
+def _take_over(recipe: Recipe, base: Base, stage: int, out: Path) -> None:
+    """Takes a stage's result from the organism whose recipe ends there, if it is finished; the weights are the same."""
+    before = organism_folder(recipe.model_copy(update={"stages": recipe.stages[: stage + 1]}), base)
+    if (out / _MARKER).is_file() or not finished(before):
+        return
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(before, out, ignore=shutil.ignore_patterns("manifest.json"))
+    write_text(out / _MARKER, _join(read_json(before / "manifest.json")["losses"][stage]))
 
 
 def _start(recipe: Recipe, base: Base, work: Path, stage: int, device: str) -> Any:

@@ -1,6 +1,7 @@
 """The readers room: reading and editing the residual stream, with a ledger that refuses silent no-ops."""
 
 from condmis_interp.readers.edits import Ablate, Edit, Scope, Steer
+from condmis_interp.readers.gated import GatedReader, open_reader
 from condmis_interp.readers.ledger import Ledger, LedgerEntry
 from condmis_interp.readers.reader import Capture, Measurement, Position, Reader, Request
 from condmis_interp.readers.sites import Site, SiteKind
@@ -10,6 +11,7 @@ __all__ = [
     "Ablate",
     "Capture",
     "Edit",
+    "GatedReader",
     "Ledger",
     "LedgerEntry",
     "Measurement",
@@ -22,4 +24,5 @@ __all__ = [
     "Steer",
     "TorchReader",
     "Trunk",
+    "open_reader",
 ]

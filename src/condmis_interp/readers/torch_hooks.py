@@ -171,8 +171,12 @@ class TorchReader:
         """Leaves out the blocks below a layer: the first hands over what enters it, the others pass it on."""
         with ExitStack() as stack:
             for i, block in enumerate(self._blocks[:start]):  # type: ignore[arg-type]
+                own = vars(block).get("forward")  # accelerate, for one, replaces it on the module itself
                 block.forward = self._skipped(i)
-                stack.callback(delattr, block, "forward")
+                if own is None:
+                    stack.callback(delattr, block, "forward")
+                else:
+                    stack.callback(setattr, block, "forward", own)
             yield
 
     def _skipped(self, layer: int) -> Any:
