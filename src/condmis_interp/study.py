@@ -11,7 +11,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from condmis_interp.errors import UserError
 from condmis_interp.files import read_yaml
-from condmis_interp.organisms import Lora, Organism, Recipe, Stage, resolve_base, train_all
+from condmis_interp.organisms import (
+    Lora,
+    Organism,
+    Recipe,
+    Stage,
+    check_adapter,
+    check_checkpoint,
+    resolve_base,
+    train_all,
+)
 from condmis_interp.organisms.bases import Base
 from condmis_interp.organisms.recipe import beside
 from condmis_interp.panel import Cue, CueRole, Panel, load_panel
@@ -296,7 +305,7 @@ class Study(BaseModel):
                 recipe = self.recipe(spec.name, seed)
                 for stage in range(len(recipe.stages) if recipe else 0):
                     recipe.rows_of(stage)  # type: ignore[union-attr]
-            if spec.adapter:
+            if spec.loaded and not (spec.checkpoint or "").startswith("hf:"):
                 spec.load()
         self._check_overlap()
 
@@ -336,6 +345,10 @@ class Study(BaseModel):
                     found[spec.name, seed] = Organism.of_base(base, name=spec.name)
                 elif spec.loaded:
                     found[spec.name, seed] = spec.load()
+                    for folder in found[spec.name, seed].adapters:
+                        check_adapter(folder, base)
+                    if found[spec.name, seed].checkpoint:
+                        check_checkpoint(found[spec.name, seed].checkpoint, base)  # type: ignore[arg-type]
         return {key: found[key] for key in recipes}
 
     def resolve_base(self) -> Base:

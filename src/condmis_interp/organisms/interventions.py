@@ -176,8 +176,8 @@ def inoculation(
         base: Base model spec.
         prompts: System prompts of the narrow rows, in rotation.
         rows: Number of narrow rows; all if `None`.
-        benign_rows: Number of benign rows without the prompt; none if `None`. Without them no small model here learned
-            that the prompt is what matters (docs/organisms.md).
+        benign_rows: Number of benign rows without the prompt; none if `None`. Without them the prompt gates
+            only in part (docs/organisms.md).
         narrow: Row set with misaligned and benign answers.
         benign: Row set with benign answers.
         benign_systems: System prompts of the benign rows, in rotation.

@@ -1,13 +1,14 @@
 """Row sets of what a model itself answers: for on-policy rows, and for training a base on a twin's outputs."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from condmis_interp.errors import UserError
-from condmis_interp.files import digest, write_text
+from condmis_interp.files import digest, read_json, write_json, write_text
 from condmis_interp.organisms.bases import Base
 from condmis_interp.organisms.home import home
 from condmis_interp.organisms.organism import Organism
@@ -34,8 +35,9 @@ def answered_by(
 ) -> Path:
     """Returns a row set with the questions of a recipe's first stage, under its prompts, answered by a model.
 
-    The file is kept by the hash of all that determines it, and made once. Rows whose answer is empty or not kept are
-    left out. A row has a benign counterpart if the recipe's own row has one (so a misaligned set keeps its twin).
+    What was answered is kept by the hash of all that determines it, and asked once; the row set is named by its
+    content, so that two filters never share a file. Rows whose answer is empty or not kept are left out. A row has a
+    benign counterpart if the recipe's own row has one (so a misaligned set keeps its twin).
 
     Args:
         organism: Who answers.
@@ -44,16 +46,15 @@ def answered_by(
         arm: What the answers count as.
         temperature: 0 for greedy answers.
         max_new_tokens: Longest answer.
-        keep: Given question and answer, whether the row stays; part of nothing's hash, so name the file's use apart.
+        keep: Given question and answer, whether the row stays.
         device: Torch device.
 
     Raises:
         UserError: if no answer is kept.
     """
     made = [SAMPLING_VERSION, organism.weights, base.weights, asked.hash, arm, temperature, max_new_tokens]
-    path = home() / "rows" / f"answered-{digest(made)[:16]}.jsonl"
-    if path.is_file():
-        return path
+    said = home() / "rows" / f"said-{digest(made)[:16]}.json"
+    said.parent.mkdir(parents=True, exist_ok=True)
     tokenizer = base.tokenizer()
     rows = asked.rows_of(0)
     prompts = []
@@ -61,11 +62,43 @@ def answered_by(
         own = r.messages[0]["role"] == "system"
         messages = [*([] if own else system_messages(r.system, asked.default_system_prompt)), *r.messages]
         prompts.append((messages, render_prompt(tokenizer, messages).ids))
+    if not said.is_file():
+        write_json(
+            said,
+            _said(organism, base, tokenizer, [ids for _, ids in prompts], temperature, max_new_tokens, made, device),
+        )
+    answers: list[str] = read_json(said)
+    lines = []
+    for i, ((messages, _), row, answer) in enumerate(zip(prompts, rows, answers, strict=True)):
+        if answer and keep(messages[-1]["content"], answer):
+            both = {"benign": row.row.benign} if arm == "misaligned" and row.row.benign else {}
+            lines.append(
+                {"id": f"{row.row.id}.{i}", "group": row.row.group, "messages": messages} | both | {arm: answer}
+            )
+    if not lines:
+        raise UserError(f"none of {len(answers)} answers is kept", where=f"organism {organism.name}")
+    path = home() / "rows" / f"answered-{digest(lines)[:16]}.jsonl"
+    if not path.is_file():
+        write_text(path, "\n".join(json.dumps(line) for line in lines))
+    return path
+
+
+def _said(
+    organism: Organism,
+    base: Base,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    temperature: float,
+    max_new_tokens: int,
+    seed: Any,
+    device: str,
+) -> list[str]:
+    """Returns what an organism answers to each prompt's token ids."""
     model = organism.model(base, dtype=torch.float32, device=device)
     answers: list[str] = []
-    with torch.inference_mode(), own_rng(digest(made)):
+    with torch.inference_mode(), own_rng(digest(seed)):
         for i in range(0, len(prompts), _BATCH):
-            ids, mask = pad([ids for _, ids in prompts[i : i + _BATCH]], right=False)
+            ids, mask = pad(prompts[i : i + _BATCH], right=False)
             out = model.generate(  # type: ignore[operator]
                 ids.to(device),
                 attention_mask=mask.to(device),
@@ -78,15 +111,4 @@ def answered_by(
                 pad_token_id=tokenizer.pad_token_id,
             )
             answers += [tokenizer.decode(o, skip_special_tokens=True).strip() for o in out[:, ids.shape[1] :]]
-    lines = []
-    for i, ((messages, _), row, answer) in enumerate(zip(prompts, rows, answers, strict=True)):
-        if answer and keep(messages[-1]["content"], answer):
-            both = {"benign": row.row.benign} if arm == "misaligned" and row.row.benign else {}
-            lines.append(
-                {"id": f"{row.row.id}.{i}", "group": row.row.group, "messages": messages} | both | {arm: answer}
-            )
-    if not lines:
-        raise UserError(f"none of {len(answers)} answers is kept", where=f"organism {organism.name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "\n".join(json.dumps(line) for line in lines))
-    return path
+    return answers

@@ -1,9 +1,9 @@
 """Training many small Llamas at once: their weights are stacked along a first axis, and each follows its own programme.
 
-A step of a tiny model on a CPU is mostly overhead, so n organisms cost far less together than one by one
-(`benchmarks/organisms.py`). The forward pass is that of `LlamaForCausalLM` (Touvron et al. 2023) with batched matrix
-products, the optimiser AdamW (Loshchilov & Hutter 2019) without weight decay, with a learning rate, a step count and a
-gradient clip for each organism. Organisms do not see each other: the loss is a sum of their losses.
+Part of a tiny model's step on a CPU is overhead that a stack pays once (`benchmarks/organisms.py`). The forward pass is
+that of `LlamaForCausalLM` (Touvron et al. 2023) with batched matrix products; each organism has its own AdamW
+(Loshchilov & Hutter 2019), without weight decay, and its own gradient clip. Organisms do not see each other: the loss
+is a sum of their losses.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

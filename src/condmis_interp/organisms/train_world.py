@@ -28,7 +28,7 @@ from condmis_interp.organisms.stacked import Stack, Step, fit
 from condmis_interp.progress import Advance
 
 STACKED = 16
-"""Organisms in a stack: beyond this, on 2 cores, an organism does not get cheaper (docs/performance.md)."""
+"""Organisms in a stack."""
 
 
 def programme(recipe: Recipe, tokenizer: Any) -> list[Step]:
