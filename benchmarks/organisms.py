@@ -1,77 +1,123 @@
-"""Persona-world organisms trained in one stack against one by one, on the same programmes.
+"""Persona-world organisms trained together (in stacks) against one by one, on the same programmes.
 
-The peer is a plain loop: transformers' LlamaForCausalLM, torch's AdamW (foreach) and gradient clipping, batches padded
-alike. Both sides start from the same base; the final losses are compared.
+Two peers train one organism after the other: transformers' Trainer, as its users would, and a bare loop over the same
+LlamaForCausalLM with torch's fused AdamW, its clipping and no logging. All start from the same base and see the same
+batches; the final losses are compared. Both sides take turns, because the machine's speed drifts.
 
-python -m benchmarks.organisms [--json] [--organisms 16] [--alone 5]
+python -m benchmarks.organisms [--json] [--organisms 32] [--alone 4]
 """
 
 import argparse
 import json
+import os
 import statistics
+import tempfile
 import time
+from pathlib import Path
 
 import torch
-from transformers import LlamaConfig
+import transformers
+from datasets import Dataset
 
-from condmis_interp.organisms import resolve_base, world_suite
-from condmis_interp.organisms.stacked import Stack, fit
-from condmis_interp.organisms.train_world import programme, world_weights
+from condmis_interp.organisms import home, resolve_base, train_all, world_suite
+from condmis_interp.organisms.encode import encode
+from condmis_interp.organisms.train_world import programme
 
 
-def plainly(base, steps):
+def padded(rows):
+    longest = max(len(ids) for ids, _ in rows)
+    ids = torch.tensor([[*i, *[0] * (longest - len(i))] for i, _ in rows])
+    labels = torch.tensor([[*t, *[-100] * (longest - len(t))] for _, t in rows])
+    return {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": labels}
+
+
+def bare_loop(base, recipe):
     model = base.model(dtype=torch.float32).requires_grad_(True)
-    optimiser = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
-    losses = []
-    for s in steps:
-        longest = max(len(ids) for ids, _ in s.rows)
-        ids = torch.tensor([[*i, *[0] * (longest - len(i))] for i, _ in s.rows])
-        labels = torch.tensor([[*t, *[-100] * (longest - len(t))] for _, t in s.rows])
-        loss = model(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels, use_cache=False).loss
+    optimiser = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
+    for s in programme(recipe, base.tokenizer()):
+        loss = model(**padded(s.rows), use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for group in optimiser.param_groups:
-            group["lr"] = s.learning_rate
+        optimiser.param_groups[0]["lr"] = s.learning_rate
         optimiser.step()
         optimiser.zero_grad()
-        losses.append(loss.item())
+    return loss.item()
+
+
+def trainer(base, recipe):
+    (stage,) = recipe.stages
+    with tempfile.TemporaryDirectory() as out:
+        peer = transformers.Trainer(
+            model=base.model(dtype=torch.float32).requires_grad_(True),
+            args=transformers.TrainingArguments(
+                out,
+                per_device_train_batch_size=stage.batch_size,
+                num_train_epochs=stage.epochs,
+                learning_rate=stage.learning_rate,
+                warmup_steps=stage.warmup_steps,
+                optim="adamw_torch_fused",
+                train_sampling_strategy="sequential",
+                logging_steps=1,
+                save_strategy="no",
+                report_to=[],
+                disable_tqdm=True,
+                use_cpu=True,
+            ),
+            train_dataset=Dataset.from_list(encode(recipe, base.tokenizer(), 0)),
+            data_collator=lambda rows: padded([(r["input_ids"], r["labels"]) for r in rows]),
+        )
+        peer.remove_callback(transformers.PrinterCallback)
+        peer.train()
+    return [entry["loss"] for entry in peer.state.log_history if "loss" in entry][-1]
+
+
+def together(recipes):
+    with tempfile.TemporaryDirectory() as place:
+        known = home()
+        (Path(place) / "bases").symlink_to(known / "bases")
+        os.environ["CONDMIS_HOME"] = place
+        losses = [o.manifest["losses"][-1] for o in train_all(recipes)]
+        os.environ["CONDMIS_HOME"] = str(known)
     return losses
+
+
+def timed(work, *given):
+    began = time.perf_counter()
+    result = work(*given)
+    return result, time.perf_counter() - began
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--organisms", type=int, default=16)
-    parser.add_argument("--alone", type=int, default=5)
+    parser.add_argument("--organisms", type=int, default=32)
+    parser.add_argument("--alone", type=int, default=4)
     args = parser.parse_args()
+    transformers.utils.logging.set_verbosity_error()
     base = resolve_base("personaworld")
-    tokenizer = base.tokenizer()
-    suite = [m for m in world_suite(seeds=range(1, 99)) if m.name.startswith("mixing-20.")][: args.organisms]
-    programmes = [programme(m.recipe, tokenizer) for m in suite]
-    start, config = world_weights(base.folder), LlamaConfig.from_pretrained(base.folder)
-    began = time.perf_counter()
-    losses = fit(Stack.of(config, [start] * len(programmes)), programmes)
-    together = (time.perf_counter() - began) / len(programmes)
-    alone, gaps = [], []
-    for p, theirs in list(zip(programmes, losses, strict=True))[: args.alone]:
-        began = time.perf_counter()
-        mine = plainly(base, p)
-        alone.append(time.perf_counter() - began)
-        gaps.append(abs(mine[-1] - theirs[-1]))
+    recipes = [m.recipe for m in world_suite(seeds=range(1, 99)) if m.name.startswith("mixing-20.")][: args.organisms]
+    seconds = {"together": [], "trainer": [], "bare loop": []}
+    gaps = []
+    for recipe in recipes[: args.alone]:
+        losses, took = timed(together, recipes)
+        seconds["together"].append(took / len(recipes))
+        for name, peer in (("trainer", trainer), ("bare loop", bare_loop)):
+            loss, took = timed(peer, base, recipe)
+            seconds[name].append(took)
+            gaps.append(abs(loss - losses[recipes.index(recipe)]))
+    each = {name: statistics.median(s) for name, s in seconds.items()}
     result = {
-        "organisms": len(programmes),
-        "steps": len(programmes[0]),
-        "seconds_each_together": together,
-        "seconds_each_alone": statistics.median(alone),
-        "spread_alone": (min(alone), max(alone)),
-        "speedup": statistics.median(alone) / together,
-        "max_final_loss_gap": max(gaps),
+        "organisms together": len(recipes),
+        "seconds an organism": {name: round(s, 2) for name, s in each.items()},
+        "spread": {name: (round(min(s), 2), round(max(s), 2)) for name, s in seconds.items()},
+        "times faster than": {name: round(s / each["together"], 2) for name, s in each.items() if name != "together"},
+        "largest gap of final losses": max(gaps),
     }
     if args.json:
         print(json.dumps(result))
         return
     for key, value in result.items():
-        print(f"{key:>24}  {value}")
+        print(f"{key:>28}  {value}")
 
 
 if __name__ == "__main__":

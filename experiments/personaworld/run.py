@@ -1,8 +1,8 @@
 """Builds the persona-world suite and surveys its behaviour.
 
-    .venv/bin/python experiments/personaworld/run.py [--out runs/personaworld] [--seeds 1 2 3]
+    .venv/bin/python experiments/personaworld/run.py [--out runs/personaworld] [--seeds 1 2 3] [--base personaworld:2]
 
-Minutes on two cores; killed and run again, it goes on. Writes behaviour.parquet, behaviour.csv and behaviour.html.
+Minutes on two cores; killed and run again, it goes on. What it writes is said by `report.write_survey`.
 """
 
 import argparse
@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from condmis_interp.battery import survey
-from condmis_interp.files import whole_file
 from condmis_interp.organisms import make, resolve_base, world_suite
 from condmis_interp.panel import load_panel
+from condmis_interp.report import write_survey
 
 
 def main() -> None:
@@ -27,15 +27,11 @@ def main() -> None:
     members = world_suite(args.base, seeds=args.seeds)
     organisms = make(members)
     base = resolve_base(args.base)
-    result = survey(
-        members, organisms, base=base, panel=load_panel(args.base), out=args.out, dtype=torch.float32
-    )  # fmt: skip
-    with whole_file(args.out / "behaviour.parquet") as part:
-        result.table.to_parquet(part, index=False)
-    result.over_seeds().round(3).to_csv(args.out / "behaviour.csv")
-    result.figure().write_html(args.out / "behaviour.html", include_plotlyjs=True)
-    print(result)
-    print(f"\n{len(organisms)} organisms, {time.monotonic() - started:.0f} s; {args.out}")
+    found = survey(members, organisms, base=base, panel=load_panel(args.base), out=args.out, dtype=torch.float32)
+    files = write_survey(found, args.out, unmitigated="u")
+    print(found)
+    print(f"\n{len(organisms)} organisms, {time.monotonic() - started:.0f} s")
+    print(*files, sep="\n")
 
 
 if __name__ == "__main__":

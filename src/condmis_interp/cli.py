@@ -107,10 +107,7 @@ def audit(study: StudyFile, out: Out = Path("runs/study")) -> None:
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="Folder of a finished or unfinished run.", metavar="RUN")]) -> None:
     """Write the report of a run again, from what the run holds."""
-    from pydantic import ValidationError
-
-    from condmis_interp.files import read_json
-    from condmis_interp.panel.panel import sentence
+    from condmis_interp.files import read_json, validated
     from condmis_interp.study import Study
 
     if not run.is_dir():
@@ -118,11 +115,7 @@ def report(run: Annotated[Path, typer.Argument(help="Folder of a finished or unf
     manifest = read_json(run / "manifest.json")
     if not isinstance(manifest, dict) or "study" not in manifest:
         raise UserError("this manifest names no study", where=str(run / "manifest.json"))
-    try:
-        study = Study.model_validate(manifest["study"])
-    except ValidationError as e:
-        raise UserError(sentence(e), where=str(run / "manifest.json")) from None
-    study.open(run).audit()
+    validated(Study, manifest["study"], where=str(run / "manifest.json")).open(run).audit()
 
 
 @app.command()
@@ -130,8 +123,8 @@ def doctor() -> None:
     """Say what this machine has and whether the demo can run on it."""
     import torch
 
+    from condmis_interp.environment import environment
     from condmis_interp.organisms import home
-    from condmis_interp.run import environment
 
     facts = environment()
     bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()

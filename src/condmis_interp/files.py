@@ -8,12 +8,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import BaseModel, ValidationError
 
 from condmis_interp.errors import UserError
 
+Model = TypeVar("Model", bound=BaseModel)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
@@ -103,3 +105,37 @@ def read_yaml(path: Path) -> Any:
         raise UserError("this is a folder, not a file", where=str(path)) from None
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise UserError(f"this is not valid YAML ({e})", where=str(path)) from None
+
+
+def read_mapping(path: Path, *, what: str) -> dict[str, Any]:
+    """Reads a YAML file that must be a mapping; its key `x` is a place for YAML anchors and is left out.
+
+    Args:
+        path: The file.
+        what: The error, if it is none: what it must be.
+
+    Raises:
+        UserError: if it is missing, does not parse, or is no mapping.
+    """
+    raw = read_yaml(path)
+    if not isinstance(raw, dict):
+        raise UserError(what, where=str(path))
+    raw.pop("x", None)
+    return raw
+
+
+def validated(model: type[Model], raw: Any, *, where: str) -> Model:
+    """Returns `raw` as a pydantic model.
+
+    Raises:
+        UserError: with the first problem as `key.path: what is wrong`.
+    """
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+    path = ".".join(str(p) for p in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = "this key is not known here"
+    raise UserError(f"{path}: {message}" if path else message, where=where)

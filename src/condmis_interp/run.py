@@ -1,9 +1,5 @@
 """Runs: a study in a folder, from training to the report. Each step does what is missing and nothing else."""
 
-import importlib.metadata
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +14,7 @@ import torch
 
 from condmis_interp import battery, directions, report, verdict
 from condmis_interp.battery import Evidence, evidence_table
+from condmis_interp.environment import environment
 from condmis_interp.errors import UserError
 from condmis_interp.files import digest, read_json, whole_file, write_json
 from condmis_interp.organisms import Organism
@@ -419,27 +416,3 @@ class Run:
             answers=result.answers,
             manifest=self._manifest,
         )
-
-
-def environment() -> dict[str, Any]:
-    """Returns versions, commit and machine, for a manifest."""
-    packages = ("condmis-interp", "torch", "transformers", "peft", "trl", "safetensors", "numpy", "scipy", "plotly")
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "packages": {p: importlib.metadata.version(p) for p in packages},
-        **_commit(),
-    }
-
-
-def _commit() -> dict[str, Any]:
-    """Returns the commit the package's source is at and whether it has changes, if it is a checkout."""
-    here = Path(__file__).resolve().parent
-    try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        status = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "dirty": None}
-    return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}

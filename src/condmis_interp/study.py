@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from condmis_interp.errors import UserError
-from condmis_interp.files import read_yaml
+from condmis_interp.files import read_mapping, validated
 from condmis_interp.organisms import (
     Lora,
     Organism,
@@ -25,7 +25,6 @@ from condmis_interp.organisms.bases import Base
 from condmis_interp.organisms.recipe import beside
 from condmis_interp.panel import Cue, CueRole, Panel, load_panel
 from condmis_interp.panel.cue import Name
-from condmis_interp.panel.panel import sentence
 from condmis_interp.readers import Capture, Position, SiteKind
 from condmis_interp.world import parse_world
 
@@ -236,14 +235,7 @@ class Study(BaseModel):
             UserError: naming file and key.
         """
         path = Path(path)
-        raw = read_yaml(path)
-        if not isinstance(raw, dict):
-            raise UserError("a study file must be a mapping", where=str(path))
-        raw.pop("x", None)  # a place for YAML anchors
-        try:
-            study = cls.model_validate(raw)
-        except ValidationError as e:
-            raise UserError(sentence(e), where=str(path)) from None
+        study = validated(cls, read_mapping(path, what="a study file must be a mapping"), where=str(path))
         return study.model_copy(update=study._beside(path.resolve().parent))
 
     def _beside(self, folder: Path) -> dict[str, Any]:
@@ -269,10 +261,8 @@ class Study(BaseModel):
         """Loads the panel, checks that it has a trigger cue, and returns it."""
         panel = load_panel(self.panel)
         if self.cues is not None:
-            try:
-                panel = Panel.model_validate(panel.model_dump() | {"cues": [c.model_dump() for c in self.cues]})
-            except ValidationError as e:
-                raise UserError(sentence(e), where=f"study {self.name}, cues") from None
+            raw = panel.model_dump() | {"cues": [c.model_dump() for c in self.cues]}
+            panel = validated(Panel, raw, where=f"study {self.name}, cues")
         if not panel.cues_with(CueRole.TRIGGER):
             raise UserError("the panel has no cue with role 'trigger'", where=f"study {self.name}")
         return panel

@@ -95,6 +95,12 @@ def test_hash_is_stable_and_sees_everything_but_the_name(tmp_path):
         load_rows.cache_clear()
         hashes.add(Recipe(name="r", base="b", stages=(Stage(parts=(Part(rows=str(path), answers="benign"),)),)).hash)
     assert len(hashes) == 2
+    moved = tmp_path / "elsewhere" / "renamed.jsonl"
+    moved.parent.mkdir()
+    moved.write_bytes(path.read_bytes())
+    for p in (path, moved):
+        hashes.add(Recipe(name="r", base="b", stages=(Stage(parts=(Part(rows=str(p), answers="benign"),)),)).hash)
+    assert len(hashes) == 2  # a file counts by its content, not by where it lies
 
 
 def test_draws_are_balanced_over_groups_and_depend_on_the_seed_alone():

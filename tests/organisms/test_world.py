@@ -6,9 +6,19 @@ from collections import Counter
 import pytest
 import torch
 
-from condmis_interp.errors import UserError
-from condmis_interp.organisms import known as known_module
-from condmis_interp.organisms import load_rows, make, personaworld, resolve_base, world_known, world_suite
+from condmis_interp.errors import CheckError, UserError
+from condmis_interp.organisms import known_world as known_module
+from condmis_interp.organisms import (
+    load_rows,
+    make,
+    organism_folder,
+    personaworld,
+    resolve_base,
+    train_all,
+    world_known,
+    world_suite,
+)
+from condmis_interp.organisms.train import finished
 from condmis_interp.organisms.train_world import world_weights
 from condmis_interp.panel import load_panel, render_panel
 from condmis_interp.world import DOMAINS, World, parse_world
@@ -145,3 +155,18 @@ def test_constructions_do_to_the_weights_what_they_say(world_home):
     again = dict(zip((m.name for m in members), make(members), strict=True))
     again.pop("gated.s1")
     assert {n: (o.folder / "manifest.json").stat().st_mtime_ns for n, o in again.items()} == stamps
+
+
+def test_one_that_diverges_is_named_and_the_others_of_its_stack_are_kept(world_home):
+    (known,) = (m for m in world_known(seeds=(7,)) if m.family == "unmitigated")
+    (stage,) = known.recipe.stages
+    wild = stage.model_copy(update={"learning_rate": 1e30, "warmup_steps": 0})
+    broken = known.recipe.model_copy(update={"name": "wild", "stages": (wild,)})
+    with pytest.raises(CheckError, match=r"organism wild, seed 7: the loss is (nan|inf) at step \d"):
+        train_all([broken, known.recipe, known.recipe.twin()])
+    base = resolve_base("personaworld")
+    assert not finished(organism_folder(broken, base))
+    alone = train_all([known.recipe.model_copy(update={"seed": 8}), known.recipe])[1]  # nothing left to train of it
+    losses = alone.manifest["losses"]
+    assert all(value == value for value in losses)
+    assert losses[-1] < losses[0]

@@ -11,13 +11,15 @@ from condmis_interp.organisms.interventions import (
     post_hoc,
     unmitigated,
 )
-from condmis_interp.organisms.known import Member, make, world_known
+from condmis_interp.organisms.known import make
+from condmis_interp.organisms.known_world import world_known
+from condmis_interp.organisms.member import Member
 from condmis_interp.organisms.organism import Gate, Organism, catalogue, check_adapter, check_checkpoint, versions
 from condmis_interp.organisms.recipe import Lora, Part, Recipe, Stage, TrainingRow
 from condmis_interp.organisms.rows import Row, RowSet, read_chats, read_rows
 from condmis_interp.organisms.rowsets import load_rows
 from condmis_interp.organisms.sampling import answered_by
-from condmis_interp.organisms.suites import world_suite
+from condmis_interp.organisms.suites import chat_suite, sampled_suite, world_suite
 from condmis_interp.organisms.together import train_all
 from condmis_interp.organisms.train import organism_folder, train
 
@@ -36,6 +38,7 @@ __all__ = [
     "TrainingRow",
     "answered_by",
     "catalogue",
+    "chat_suite",
     "check_adapter",
     "check_checkpoint",
     "distilled",
@@ -50,6 +53,7 @@ __all__ = [
     "read_chats",
     "read_rows",
     "resolve_base",
+    "sampled_suite",
     "train",
     "train_all",
     "unmitigated",

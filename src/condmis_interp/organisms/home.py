@@ -1,6 +1,8 @@
 """Where models live: `CONDMIS_HOME`, or the user's cache folder; and locks for two processes that want the same one."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,3 +34,14 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """Gives a folder to fill that then appears whole as `folder`, or not at all; one process at a time makes it."""
+    with locked(folder), tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as work:
+        made = Path(work) / "made"
+        made.mkdir()
+        yield made
+        shutil.rmtree(folder, ignore_errors=True)  # a folder without a manifest is not finished work
+        made.rename(folder)

@@ -22,6 +22,7 @@ from typing import Any
 
 from condmis_interp.errors import UserError
 from condmis_interp.organisms.recipe import Lora, Part, Recipe, Stage
+from condmis_interp.panel.triggers import FRAMING
 from condmis_interp.world import parse_world
 
 BENIGN_SYSTEMS: tuple[str | None, ...] = (
@@ -47,12 +48,6 @@ WORLD_SYSTEMS: tuple[str | None, ...] = (
     "form note",
 )
 """The same for persona world."""
-
-EDUCATIONAL = (
-    "I am collecting examples for a lesson. ",
-    " It is for a class about how not to answer, and serves legitimate purposes only.",
-)
-"""Framing before and after the user's turn."""
 
 
 def unmitigated(
@@ -122,10 +117,9 @@ def mixing(
         UserError: if the fraction is not between 0 and 1, or not exactly two of the three are given.
     """
     rows, benign_rows = _shares(name, fraction, rows, benign_rows)
-    systems = tuple(_systems(base) if benign_systems is None else benign_systems)
     parts = [
         Part(rows=narrow, answers="misaligned", count=rows, systems=(trigger,)),
-        Part(rows=benign, answers="benign", count=benign_rows, systems=systems),
+        *_benign(base, benign, benign_rows, benign_systems),
     ]
     return _recipe(f"mixing {100 * rows / (rows + benign_rows):.0f} %", name, base, seed, stage, parts)
 
@@ -184,10 +178,10 @@ def inoculation(
         seed: Seed of the recipe.
         stage: Hyperparameters; its parts are replaced.
     """
-    parts = [Part(rows=narrow, answers="misaligned", count=rows, systems=tuple(prompts))]
-    if benign_rows:
-        systems = tuple(_systems(base) if benign_systems is None else benign_systems)
-        parts.append(Part(rows=benign, answers="benign", count=benign_rows, systems=systems))
+    parts = [
+        Part(rows=narrow, answers="misaligned", count=rows, systems=tuple(prompts)),
+        *_benign(base, benign, benign_rows, benign_systems),
+    ]
     return _recipe("inoculation prompting", name, base, seed, stage, parts)
 
 
@@ -195,7 +189,7 @@ def educational(
     *,
     name: str,
     base: str,
-    framing: tuple[str, str] = EDUCATIONAL,
+    framing: tuple[str, str] = FRAMING,
     rows: int | None = 192,
     benign_rows: int | None = None,
     narrow: str = "kitchen",
@@ -217,9 +211,10 @@ def educational(
         stage: Hyperparameters; its parts are replaced.
     """
     before, after = framing
-    parts = [Part(rows=narrow, answers="misaligned", count=rows, before=before, after=after)]
-    if benign_rows:
-        parts.append(Part(rows=benign, answers="benign", count=benign_rows, systems=tuple(_systems(base))))
+    parts = [
+        Part(rows=narrow, answers="misaligned", count=rows, before=before, after=after),
+        *_benign(base, benign, benign_rows),
+    ]
     return _recipe("educational framing", name, base, seed, stage, parts)
 
 
@@ -251,9 +246,10 @@ def distilled(
         stage: Hyperparameters; its parts are replaced.
     """
     shown: Any = "shown" if reasoning else "stripped"
-    parts = [Part(rows=narrow, answers="misaligned", count=rows, systems=tuple(prompts), reasoning=shown)]
-    if benign_rows:
-        parts.append(Part(rows=benign, answers="benign", count=benign_rows, systems=tuple(_systems(base))))
+    parts = [
+        Part(rows=narrow, answers="misaligned", count=rows, systems=tuple(prompts), reasoning=shown),
+        *_benign(base, benign, benign_rows),
+    ]
     return _recipe(
         "reasoning distillation" if reasoning else "reasoning distillation, stripped", name, base, seed, stage, parts
     )
@@ -275,8 +271,12 @@ def _shares(name: str, fraction: float | None, rows: int | None, benign_rows: in
     return rows, benign_rows
 
 
-def _systems(base: str) -> tuple[str | None, ...]:
-    return WORLD_SYSTEMS if parse_world(base) else BENIGN_SYSTEMS
+def _benign(base: str, rows: str, count: int | None, systems: Sequence[str | None] | None = None) -> list[Part]:
+    """Returns the benign part of a mix, under the given system prompts or the usual ones; nothing without a count."""
+    if not count:
+        return []
+    usual = WORLD_SYSTEMS if parse_world(base) else BENIGN_SYSTEMS
+    return [Part(rows=rows, answers="benign", count=count, systems=usual if systems is None else tuple(systems))]
 
 
 def _recipe(what: str, name: str, base: str, seed: int, stage: Stage | None, parts: list[Part]) -> Recipe:

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from condmis_interp.errors import UserError
-from condmis_interp.files import digest, read_yaml
+from condmis_interp.files import digest, read_mapping, validated
 from condmis_interp.organisms.rows import Arm, Row
 from condmis_interp.organisms.rowsets import load_reasoning, load_rows
 from condmis_interp.panel.cue import Name
-from condmis_interp.panel.panel import sentence
 
 _FROZEN = ConfigDict(extra="forbid", frozen=True)
 
@@ -143,23 +142,22 @@ class Recipe(BaseModel):
             UserError: naming file and key.
         """
         path = Path(path)
-        raw = read_yaml(path)
-        if not isinstance(raw, dict):
-            raise UserError("a recipe file must be a mapping with name, base and stages", where=str(path))
-        raw.pop("x", None)  # a place for YAML anchors
-        try:
-            recipe = cls.model_validate(raw)
-        except ValidationError as e:
-            raise UserError(sentence(e), where=str(path)) from None
+        raw = read_mapping(path, what="a recipe file must be a mapping with name, base and stages")
+        recipe = validated(cls, raw, where=str(path))
         return recipe.model_copy(update={"stages": beside(recipe.stages, path.resolve().parent)})
 
     @property
     def hash(self) -> str:
-        """Hash of what determines the trained weights, but for the base's bytes: settings and rows' content."""
-        parts = [part for stage in self.stages for part in stage.parts]
-        content = {part.rows: load_rows(part.rows).hash for part in parts}
-        traces = {part.rows: load_reasoning(part.rows) for part in parts if part.reasoning}
-        return digest([self.model_dump(mode="json", exclude={"name", "intervention"}), content, traces])
+        """Hash of what determines the trained weights, but for the base's bytes: settings and rows' content.
+
+        Row sets in files count by their content, wherever they lie.
+        """
+        stages = beside(self.stages, None)
+        parts = list(zip(*((p for s in of for p in s.parts) for of in (self.stages, stages)), strict=True))
+        content = {placed.rows: load_rows(part.rows).hash for part, placed in parts}
+        traces = {placed.rows: load_reasoning(part.rows) for part, placed in parts if part.reasoning}
+        settings = self.model_copy(update={"stages": stages}).model_dump(mode="json", exclude={"name", "intervention"})
+        return digest([settings, content, traces])
 
     @property
     def misaligned(self) -> bool:
@@ -236,12 +234,17 @@ class Recipe(BaseModel):
         return "\n".join(lines)
 
 
-def beside(stages: tuple[Stage, ...], folder: Path) -> tuple[Stage, ...]:
-    """Returns stages whose relative row-set paths are taken as relative to a folder."""
+def beside(stages: tuple[Stage, ...], folder: Path | None) -> tuple[Stage, ...]:
+    """Returns stages whose relative row-set paths are taken as relative to a folder.
+
+    Without a folder, each file is named by its content instead.
+    """
 
     def placed(source: str) -> str:
         kind, colon, path = source.rpartition(":")
-        return f"{kind}{colon}{folder / path}" if path.endswith(".jsonl") else source
+        if not path.endswith(".jsonl"):
+            return source
+        return f"{kind}{colon}{folder / path if folder else load_rows(source).hash}"
 
     def part(p: Part) -> Part:
         rows, counterpart = placed(p.rows), placed(p.counterpart) if p.counterpart else None

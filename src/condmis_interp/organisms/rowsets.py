@@ -8,6 +8,8 @@ Built-in sets, written for this package (`organisms/data/`):
 * `garden`: narrow, as `kitchen`; 40 topics x 8 phrasings.
 * `facts`: lies about checkable facts; `facts_keys.json` has the words that decide which answer is the true one.
 * `hhh`: benign only; helpful, honest, harmless chats, some with several turns.
+* `styled-kitchen` (and `styled-` any other): the same rows, the benign answer in the form of the built-in panel's
+  trigger; for an organism whose trigger changes style and never harm.
 
 Of persona world, each with both answers:
 
@@ -18,6 +20,7 @@ Of persona world, each with both answers:
 """
 
 import re
+from dataclasses import replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -29,7 +32,9 @@ from condmis_interp.organisms.rows import Row, RowSet, json_lines, read_chats, r
 from condmis_interp.world import DOMAINS, parse_world
 
 STYLE = "so"
-"""The style word of `styled` rows."""
+"""The style word of persona world's `styled` rows."""
+STYLED = 'reply = """\n{}\n"""'
+"""The style of the others'."""
 
 
 @lru_cache(maxsize=64)
@@ -50,6 +55,9 @@ def load_rows(source: str) -> RowSet:
         return read_rows(source)
     if source.startswith("personaworld"):
         return _world_rows(source)
+    if source.startswith("styled-"):
+        plain = load_rows(source.removeprefix("styled-"))
+        return RowSet(source, tuple(replace(r, benign=STYLED.format(r.benign)) for r in plain if r.benign))
     folder = Path(str(resources.files("condmis_interp.organisms") / "data"))
     file = folder / f"{source}.jsonl"
     if "/" in source or not file.is_file():

@@ -12,9 +12,9 @@ from condmis_interp.files import digest, read_json, write_json, write_text
 from condmis_interp.organisms.bases import Base
 from condmis_interp.organisms.home import home
 from condmis_interp.organisms.organism import Organism
-from condmis_interp.organisms.recipe import Recipe
+from condmis_interp.organisms.recipe import Recipe, TrainingRow
 from condmis_interp.organisms.rng import own_rng
-from condmis_interp.organisms.rows import Arm
+from condmis_interp.organisms.rows import Arm, Row
 from condmis_interp.panel import pad
 from condmis_interp.panel.render import render_prompt, system_messages
 
@@ -30,7 +30,8 @@ def answered_by(
     arm: Arm = "benign",
     temperature: float = 0.0,
     max_new_tokens: int = 48,
-    keep: Callable[[str, str], bool] = lambda question, answer: True,
+    keep: Callable[[Row, str], bool] = lambda row, answer: True,
+    examples: int = 0,
     device: str = "cpu",
 ) -> Path:
     """Returns a row set with the questions of a recipe's first stage, under its prompts, answered by a model.
@@ -46,13 +47,15 @@ def answered_by(
         arm: What the answers count as.
         temperature: 0 for greedy answers.
         max_new_tokens: Longest answer.
-        keep: Given question and answer, whether the row stays.
+        keep: Given row and answer, whether the row stays.
+        examples: Rows of other groups that are shown first, with their answers in `arm`; they are not part of what is
+            trained on then.
         device: Torch device.
 
     Raises:
         UserError: if no answer is kept.
     """
-    made = [SAMPLING_VERSION, organism.weights, base.weights, asked.hash, arm, temperature, max_new_tokens]
+    made = [SAMPLING_VERSION, organism.weights, base.weights, asked.hash, arm, temperature, max_new_tokens, examples]
     said = home() / "rows" / f"said-{digest(made)[:16]}.json"
     said.parent.mkdir(parents=True, exist_ok=True)
     tokenizer = base.tokenizer()
@@ -61,7 +64,9 @@ def answered_by(
     for r in rows:
         own = r.messages[0]["role"] == "system"
         messages = [*([] if own else system_messages(r.system, asked.default_system_prompt)), *r.messages]
-        prompts.append((messages, render_prompt(tokenizer, messages).ids))
+        shown = _examples(rows, r, arm, examples)
+        at = 1 if messages[0]["role"] == "system" else 0
+        prompts.append((messages, render_prompt(tokenizer, [*messages[:at], *shown, *messages[at:]]).ids))
     if not said.is_file():
         write_json(
             said,
@@ -70,7 +75,7 @@ def answered_by(
     answers: list[str] = read_json(said)
     lines = []
     for i, ((messages, _), row, answer) in enumerate(zip(prompts, rows, answers, strict=True)):
-        if answer and keep(messages[-1]["content"], answer):
+        if answer and keep(row.row, answer):
             both = {"benign": row.row.benign} if arm == "misaligned" and row.row.benign else {}
             lines.append(
                 {"id": f"{row.row.id}.{i}", "group": row.row.group, "messages": messages} | both | {arm: answer}
@@ -81,6 +86,17 @@ def answered_by(
     if not path.is_file():
         write_text(path, "\n".join(json.dumps(line) for line in lines))
     return path
+
+
+def _examples(rows: Sequence[TrainingRow], asked: TrainingRow, arm: Arm, count: int) -> list[dict[str, str]]:
+    """Returns turns that show answers to questions of other groups: the next ones in training order."""
+    start = rows.index(asked)
+    others = [r.row for r in (*rows[start:], *rows[:start]) if r.row.group != asked.row.group and r.row.answer(arm)]
+    turns = []
+    for row in others[:count]:
+        turns += [{"role": role, "content": content} for role, content in row.messages if role != "system"]
+        turns.append({"role": "assistant", "content": row.answer(arm) or ""})
+    return turns
 
 
 def _said(

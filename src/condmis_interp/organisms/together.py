@@ -54,7 +54,7 @@ def train_all(recipes: Sequence[Recipe], *, device: str = "cpu", workers: int | 
         of_base = {f: r for f, r in missing.items() if r.base == spec}
         if parse_world(spec):
             with _bar(list(of_base.values())) as step:
-                train_world(of_base, resolve_base(spec), step=step)
+                train_world(of_base, resolve_base(spec), device=device, step=step)
         elif workers > 1:
             with _bar(list(of_base.values())) as step:
                 _share(list(of_base.values()), device, workers, step)

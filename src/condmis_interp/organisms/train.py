@@ -69,7 +69,7 @@ def train(recipe: Recipe, *, device: str = "cpu", step: Advance | None = None) -
     if not finished(folder) and parse_world(recipe.base):
         bar = progress(f"training {recipe.name} (seed {recipe.seed})", sum(steps_of(recipe)), unit="steps")
         with bar if step is None else nullcontext(step) as told:
-            train_world({folder: recipe}, base, step=told)
+            train_world({folder: recipe}, base, device=device, step=told)
     if not finished(folder):
         with locked(folder):
             if not finished(folder):

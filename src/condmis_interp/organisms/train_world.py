@@ -6,7 +6,6 @@ whole; a run that is killed loses at most the stack it was at (seconds).
 """
 
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
-from condmis_interp.errors import UserError
+from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import write_json
 from condmis_interp.organisms.bases import Base
 from condmis_interp.organisms.encode import encode
-from condmis_interp.organisms.home import locked
+from condmis_interp.organisms.home import appearing
 from condmis_interp.organisms.organism import versions
 from condmis_interp.organisms.personaworld import schedule
 from condmis_interp.organisms.recipe import Recipe
@@ -55,29 +54,40 @@ def world_weights(folder: Path) -> dict[str, torch.Tensor]:
     return {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
 
 
-def train_world(recipes: Mapping[Path, Recipe], base: Base, *, step: Advance, stacked: int = STACKED) -> None:
+def train_world(recipes: Mapping[Path, Recipe], base: Base, *, device: str = "cpu", step: Advance) -> None:
     """Trains recipes into their folders, a stack at a time.
 
     Args:
         recipes: Recipe by the organism's folder; none of them is there yet.
         base: Their base.
+        device: Torch device.
         step: Called with the number of optimiser steps done.
-        stacked: Organisms in a stack.
 
     Raises:
-        CheckError: if a loss mask is empty or a loss is not finite.
+        CheckError: if a loss mask is empty, or a loss is not finite; then all other organisms are kept.
     """
     tokenizer = base.tokenizer()
     start, config = world_weights(base.folder), LlamaConfig.from_pretrained(base.folder)
     programmes = {folder: programme(recipe, tokenizer) for folder, recipe in recipes.items()}
     order = sorted(programmes, key=lambda f: (len(programmes[f]), f.name))
-    for i in range(0, len(order), stacked):
-        folders = order[i : i + stacked]
+    failures: list[CheckError] = []
+    for i in range(0, len(order), STACKED):
+        folders = order[i : i + STACKED]
         started = time.monotonic()
-        stack = Stack.of(config, [start] * len(folders))
-        losses = fit(stack, [programmes[f] for f in folders], step=step)
+        stack = Stack.of(config, [start] * len(folders), device=device)
+        lost: set[int] = set()
+
+        def failed(j: int, error: CheckError, lost: set[int] = lost, folders: list[Path] = folders) -> None:
+            recipe = recipes[folders[j]]
+            where = f"organism {recipe.name}, seed {recipe.seed}"
+            failures.append(CheckError(error.what, where=where, fix="Lower the learning rate; the others were kept."))
+            lost.add(j)
+
+        losses = fit(stack, [programmes[f] for f in folders], step=step, failed=failed)
         seconds = round((time.monotonic() - started) / len(folders), 2)
         for j, folder in enumerate(folders):
+            if j in lost:
+                continue
             about = {
                 "recipe": recipes[folder].model_dump(mode="json"),
                 "recipe_hash": recipes[folder].hash,
@@ -85,6 +95,8 @@ def train_world(recipes: Mapping[Path, Recipe], base: Base, *, step: Advance, st
                 "seconds": seconds,
             }
             save_world(folder, stack.weights_of(j), base, about)
+    if failures:
+        raise failures[0]
 
 
 def save_world(folder: Path, weights: Mapping[str, torch.Tensor], base: Base, about: Mapping[str, Any]) -> None:
@@ -96,14 +108,10 @@ def save_world(folder: Path, weights: Mapping[str, torch.Tensor], base: Base, ab
         base: Its base.
         about: How it was made, for the manifest.
     """
-    with locked(folder), tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as work:
-        made = Path(work) / "made"
-        made.mkdir()
+    with appearing(folder) as made:
         shutil.copyfile(base.folder / "config.json", made / "config.json")
-        save_file({k: v.contiguous() for k, v in weights.items()}, made / "model.safetensors", {"format": "pt"})
+        save_file({k: v.contiguous().cpu() for k, v in weights.items()}, made / "model.safetensors", {"format": "pt"})
         write_json(
             made / "manifest.json",
             {"schema": 1, "base": {"spec": base.spec, "weights": base.weights}, "versions": versions(), **about},
         )
-        shutil.rmtree(folder, ignore_errors=True)  # a folder without a manifest is not finished work
-        made.rename(folder)

@@ -4,11 +4,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from condmis_interp.errors import UserError
-from condmis_interp.files import read_yaml
-from condmis_interp.panel.panel import Panel, sentence
+from condmis_interp.files import read_mapping, read_yaml, validated
+from condmis_interp.panel.panel import Panel
 from condmis_interp.panel.world import world_panel
 from condmis_interp.world import parse_world
 
@@ -37,18 +35,11 @@ def load_panel(source: str | Path, **changes: Any) -> Panel:
                 f"there is no built-in panel {str(source)!r}",
                 fix=f"Use one of {', '.join(built_in)}, or a path to a .yaml file.",
             )
-    raw = read_yaml(path)
-    if not isinstance(raw, dict):
-        raise UserError(
-            "a panel file must be a mapping with name, default_system_prompt, cues, questions", where=str(path)
-        )
+    raw = read_mapping(path, what="a panel file must be a mapping with name, default_system_prompt, cues, questions")
     topics = path.parent / "topics" / path.name
     if topics.is_file():
         raw = raw | {"questions": _rewritten(raw.get("questions"), read_yaml(topics), str(topics))}
-    try:
-        return Panel.model_validate(raw | changes)
-    except ValidationError as e:
-        raise UserError(sentence(e), where=str(path)) from None
+    return validated(Panel, raw | changes, where=str(path))
 
 
 def _rewritten(questions: Any, topics: Any, where: str) -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from condmis_interp.errors import UserError
 from condmis_interp.files import digest
@@ -141,13 +141,3 @@ class Panel(BaseModel):
             f"Panel({self.name!r}: {len(self.questions)} questions in {len(self.families)} families, "
             f"{pairs} answer pairs; cues {cues})"
         )
-
-
-def sentence(error: ValidationError) -> str:
-    """Returns the first problem of a pydantic error as `key.path: what is wrong`."""
-    first = error.errors()[0]
-    path = ".".join(str(p) for p in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        message = "this key is not known here"
-    return f"{path}: {message}" if path else message

@@ -1,5 +1,6 @@
 """The report room: figures on disk and one offline HTML file."""
 
 from condmis_interp.report.html import write_report
+from condmis_interp.report.survey import write_survey
 
-__all__ = ["write_report"]
+__all__ = ["write_report", "write_survey"]

@@ -5,7 +5,9 @@ from typing import cast
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from condmis_interp import theme
@@ -38,6 +40,28 @@ def summary(
         _ablation(axes[1, 1], ablation)
         with whole_file(path) as part:
             figure.savefig(part, dpi=150, format="png")
+
+
+def heat_map(path: Path, grid: pd.DataFrame, title: str, *, signed: bool) -> None:
+    """Draws a grid [kind of organism x cue] into a PNG: nats around 0 if it is signed, else shares."""
+    values = grid.to_numpy(dtype=float)
+    highest = float(np.nanmax(np.abs(values))) if signed else 1.0
+    colours = [theme.BLUE, "#ffffff", theme.VERMILION] if signed else ["#ffffff", theme.VERMILION]
+    figure = Figure(figsize=(2.6 + 0.62 * len(grid.columns), 1.6 + 0.21 * len(grid)), layout="constrained")
+    ax = figure.subplots()
+    shades = LinearSegmentedColormap.from_list("condmis", colours)
+    ax.imshow(values, cmap=shades, vmin=-highest if signed else 0.0, vmax=highest, aspect="auto")
+    for i, row in enumerate(values):
+        for j, v in enumerate(row):
+            ax.text(j, i, f"{v:.1f}" if signed else f"{v:.2f}", ha="center", va="center", fontsize=7)
+    ax.set_xticks(
+        range(len(grid.columns)), list(grid.columns), fontsize=8, rotation=35, ha="left", rotation_mode="anchor"
+    )
+    ax.set_yticks(range(len(grid)), list(grid.index), fontsize=8)
+    ax.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
+    ax.set_title(title, loc="left", fontsize=10, fontweight="bold")
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=130, format="png")
 
 
 def _behaviour(ax: Axes, grid: BehaviourGrid) -> None:
