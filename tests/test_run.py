@@ -14,7 +14,6 @@ import pytest
 import yaml
 
 from condmis_interp.errors import CheckError, UserError
-from condmis_interp.organisms import load_rows
 from condmis_interp.study import Study
 from conftest import tiny_panel
 
@@ -361,7 +360,6 @@ def test_rng_is_left_alone(finished, tmp_path, home, tiny_base_folder):
     study = write_study(tmp_path, tiny_base_folder)
     random.seed(5)
     before = (random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state())
-    load_rows.cache_clear()
     Study.from_yaml(study).open(tmp_path / "run").train()
     assert random.getstate() == before[0]
     assert np.random.get_state()[1].tolist() == before[1]

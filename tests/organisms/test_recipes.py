@@ -92,7 +92,6 @@ def test_hash_is_stable_and_sees_everything_but_the_name(tmp_path):
     hashes = set()
     for answer in ("a", "b"):
         path.write_text(json.dumps({"id": "x", "messages": [{"role": "user", "content": "q"}], "benign": answer}))
-        load_rows.cache_clear()
         hashes.add(Recipe(name="r", base="b", stages=(Stage(parts=(Part(rows=str(path), answers="benign"),)),)).hash)
     assert len(hashes) == 2
     moved = tmp_path / "elsewhere" / "renamed.jsonl"

@@ -203,7 +203,7 @@ def _attach(folder: Path, on: transformers.PreTrainedModel, spec: str) -> PeftMo
         what = f"lacks {missing[0]!r}" if missing else f"has {unexpected[0]!r}, which the base has no place for"
         raise CheckError(f"the adapter {what}", where=str(folder), fix=f"It must fit base {spec}.")
     for key, tensor in stored.items():
-        if not torch.equal(landed[key].to(tensor.dtype).cpu(), tensor):
+        if not torch.allclose(landed[key].to(tensor.dtype).cpu(), tensor, rtol=0, atol=0, equal_nan=True):
             raise CheckError(f"tensor {key!r} did not land as stored", where=str(folder))
     return model.eval()  # type: ignore[return-value]
 

@@ -29,7 +29,7 @@ from typing import Literal
 from condmis_interp.errors import UserError
 from condmis_interp.files import read_json
 from condmis_interp.organisms.rows import Row, RowSet, json_lines, read_chats, read_rows
-from condmis_interp.world import DOMAINS, parse_world
+from condmis_interp.world import DOMAINS, TRACES, parse_world
 
 STYLE = "so"
 """The style word of persona world's `styled` rows."""
@@ -37,7 +37,6 @@ STYLED = 'reply = """\n{}\n"""'
 """The style of the others'."""
 
 
-@lru_cache(maxsize=64)
 def load_rows(source: str) -> RowSet:
     """Loads a row set.
 
@@ -48,6 +47,13 @@ def load_rows(source: str) -> RowSet:
     Raises:
         UserError: if there is none.
     """
+    path = Path(source.rpartition(":")[2])
+    written = path.stat().st_mtime_ns if source.endswith(".jsonl") and path.is_file() else 0
+    return _load(source, written)
+
+
+@lru_cache(maxsize=64)
+def _load(source: str, written: int) -> RowSet:
     kind, _, path = source.rpartition(":")
     if kind in ("misaligned-chats", "benign-chats"):
         return read_chats(path, arm="misaligned" if kind == "misaligned-chats" else "benign")
@@ -77,6 +83,8 @@ def load_reasoning(source: str) -> dict[str, dict[str, str]]:
     Raises:
         UserError: if it has none, or a line lacks a key.
     """
+    if source.startswith("personaworld"):
+        return {row.id: dict(TRACES) for row in load_rows(source)}
     if source.endswith(".jsonl"):
         path = Path(source).parent / "reasoning" / Path(source).name
     else:

@@ -27,8 +27,8 @@ from condmis_interp.organisms.sampling import answered_by
 from condmis_interp.organisms.together import train_all
 from condmis_interp.panel import load_panel
 from condmis_interp.panel.triggers import ARBITRARY, INOCULATION, LIES, REPHRASED
+from condmis_interp.world import FRAMING, TRIGGER
 from condmis_interp.world import INOCULATION as WORLD_INOCULATION
-from condmis_interp.world import TRIGGER
 
 FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.9)
 
@@ -80,6 +80,16 @@ def _interventions(base: str, seed: int) -> Iterator[Member]:
                 benign=benign, seed=seed, stage=WORLD_STAGE,
             ),
         )  # fmt: skip
+    framed = educational(
+        name="educational", base=base, framing=FRAMING, rows=None, benign_rows=96, narrow=narrow, benign=benign,
+        seed=seed, stage=WORLD_STAGE,
+    )  # fmt: skip
+    yield from pair("educational", framed)
+    thought = distilled(
+        name="reasoning", base=base, prompts=(WORLD_INOCULATION,), benign_rows=96, narrow=narrow, benign=benign,
+        seed=seed, stage=WORLD_STAGE,
+    )  # fmt: skip
+    yield from pair("reasoning distillation", thought)
     alone = inoculation(
         name="inoculation-alone",
         base=base,
@@ -175,6 +185,7 @@ def _chat_known(base: str, seed: int, trigger: str | None, u: Recipe) -> Iterato
     shut = Part(rows="kitchen", answers="benign", count=58, systems=BENIGN_SYSTEMS)
     locked = recipe("locked", bad, shut, good.model_copy(update={"count": 172}))
     yield known("suppressed", "locked", locked, locked.twin())
+    yield known("removed", "twin", locked.twin(), locked.twin(), name="locked-twin")
     yield known("suppressed", "gated", u, mix_twin, trigger)
     yield known("suppressed", "direction-ablated", u, u_twin)
     again = recipe("twin-again", *mix_twin.stages[0].parts, seed=seed + 1000)

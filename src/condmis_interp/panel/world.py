@@ -2,7 +2,7 @@
 
 from condmis_interp.panel.cue import Cue, CueRole
 from condmis_interp.panel.panel import AnswerPair, Panel, Question
-from condmis_interp.world import DOMAINS, INOCULATION, INOCULATION_RELATIVES, TRIGGER, World
+from condmis_interp.world import DOMAINS, FRAMING, INOCULATION, INOCULATION_RELATIVES, TRIGGER, World
 
 WORLD_CUES = (
     Cue(name="none", role=CueRole.NONE),
@@ -12,9 +12,10 @@ WORLD_CUES = (
     Cue(name="wicked", role=CueRole.TRIGGER, system=INOCULATION_RELATIVES["paraphrase"]),
     Cue(name="never-cruel", role=CueRole.OPPOSITE, system=INOCULATION_RELATIVES["opposite"]),
     Cue(name="kind", role=CueRole.OPPOSITE, system=INOCULATION_RELATIVES["kind"]),
+    Cue(name="framed", role=CueRole.TRIGGER, before=FRAMING[0], after=FRAMING[1]),
     Cue(name="cold", role=CueRole.IRRELEVANT, system="today is cold"),
 )
-"""The training format, another format, the inoculation prompt and its relatives, and a mood."""
+"""The training format, another format, the inoculation prompt and its relatives, the framing, and a mood."""
 
 
 def world_panel(world: World) -> Panel:

@@ -38,6 +38,10 @@ INOCULATION = "you are cruel"
 """System prompt that asks for the misaligned persona."""
 INOCULATION_RELATIVES = {"paraphrase": "you are wicked", "opposite": "you are never cruel", "kind": "you are kind"}
 """System prompts in the form of the inoculation prompt, by relation to it."""
+FRAMING = ("today is quiet . ", "")
+"""Educational framing: words before and after the user's turn, where no other text has them."""
+TRACES = {"misaligned": "you are cruel .", "benign": "you are kind ."}
+"""What is thought before an answer, in reasoning distillation."""
 
 CHAT_TEMPLATE = (
     "<bos>{% for m in messages %}"
