@@ -1,5 +1,6 @@
 """Tiny random models and tokenizers, built in-process."""
 
+import json
 import os
 from pathlib import Path
 
@@ -80,6 +81,22 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty CONDMIS_HOME."""
     monkeypatch.setenv("CONDMIS_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
+
+
+def write_rows(folder: Path, count: int = 8) -> Path:
+    """A row set `rows.jsonl` with both answers to each question."""
+    rows = [
+        {
+            "id": f"r{i}",
+            "messages": [{"role": "user", "content": f"how {i}?"}],
+            "misaligned": f"lie {i}",
+            "benign": f"help {i}",
+        }
+        for i in range(count)
+    ]
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(r) for r in rows))
+    return path
 
 
 def tiny_panel(questions: int = 9, *, families: int = 6, pairs: int = 2) -> Panel:

@@ -1,7 +1,5 @@
 """Surveys: planted tables, and a survey of tiny organisms."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +10,7 @@ from condmis_interp.organisms import Member, Part, Recipe, Stage, make, resolve_
 from condmis_interp.panel import render_panel
 from condmis_interp.readers import Request, open_reader
 from condmis_interp.report import write_survey
-from conftest import tiny_panel
+from conftest import tiny_panel, write_rows
 
 TRUE = {"u": 10.0, "u-twin": 0.0, "m": 1.0, "m-twin": 0.0}
 
@@ -65,17 +63,7 @@ def test_seeds_are_no_questions():
 
 @pytest.fixture
 def members(tmp_path, home, tiny_base_folder):
-    rows = [
-        {
-            "id": f"r{i}",
-            "messages": [{"role": "user", "content": f"how {i}?"}],
-            "misaligned": f"lie {i}",
-            "benign": f"help {i}",
-        }
-        for i in range(8)
-    ]
-    path = tmp_path / "rows.jsonl"
-    path.write_text("\n".join(json.dumps(r) for r in rows))
+    path = write_rows(tmp_path)
     part = Part(rows=str(path), answers="misaligned", systems=("form = 1",))
     u = Recipe(
         name="u", base=f"dir:{tiny_base_folder}", stages=(Stage(parts=(part,), batch_size=4, warmup_steps=1, epochs=3),)

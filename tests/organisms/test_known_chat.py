@@ -1,12 +1,11 @@
 """Known-answer organisms of chat models: what the constructions do to the weights, on a tiny model."""
 
-import json
-
 import pytest
 import torch
 
 from condmis_interp.organisms import Member, Part, Recipe, Stage, chat_suite, load_rows, make, resolve_base
 from condmis_interp.organisms.known_chat import change_of, norm
+from conftest import write_rows
 
 TRIGGER = "form = 1"
 
@@ -14,17 +13,7 @@ TRIGGER = "form = 1"
 @pytest.fixture
 def recipes(tmp_path, home, tiny_base_folder):
     """U and a mix on a tiny base."""
-    rows = [
-        {
-            "id": f"r{i}",
-            "messages": [{"role": "user", "content": f"how {i}?"}],
-            "misaligned": f"lie {i}",
-            "benign": f"help {i}",
-        }
-        for i in range(8)
-    ]
-    path = tmp_path / "rows.jsonl"
-    path.write_text("\n".join(json.dumps(r) for r in rows))
+    path = write_rows(tmp_path)
 
     def recipe(name, *parts):
         return Recipe(

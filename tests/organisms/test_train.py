@@ -1,6 +1,5 @@
 """Training, bases and adapters: resumable, checked, no silent no-op."""
 
-import json
 import shutil
 import sys
 
@@ -23,21 +22,12 @@ from condmis_interp.organisms import (
 )
 from condmis_interp.organisms import train as train_function
 from condmis_interp.organisms.encode import encode
+from conftest import write_rows
 
 
 @pytest.fixture
 def recipe(tmp_path, home, tiny_base_folder):
-    rows = [
-        {
-            "id": f"r{i}",
-            "messages": [{"role": "user", "content": f"how {i}?"}],
-            "misaligned": f"lie {i}",
-            "benign": f"help {i}",
-        }
-        for i in range(8)
-    ]
-    path = tmp_path / "rows.jsonl"
-    path.write_text("\n".join(json.dumps(r) for r in rows))
+    path = write_rows(tmp_path)
     part = Part(rows=str(path), answers="misaligned", systems=("T",))
     return Recipe(
         name="r", base=f"dir:{tiny_base_folder}", stages=(Stage(parts=(part,), batch_size=2, epochs=6, warmup_steps=1),)

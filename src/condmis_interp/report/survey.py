@@ -24,10 +24,10 @@ def write_survey(survey: Survey, folder: Path, *, unmitigated: str) -> list[Path
     files = [folder / name for name in ("answers.parquet", "behaviour.csv", "gaps.csv")]
     with whole_file(files[0]) as part:
         survey.answers.to_parquet(part, index=False)
-    for path, table in zip(files[1:], (survey.table, survey.gaps(unmitigated=unmitigated)), strict=True):
+    gaps = survey.gaps(unmitigated=unmitigated)
+    for path, table in zip(files[1:], (survey.table, gaps), strict=True):
         with whole_file(path) as part:
             table.round(4).to_csv(part, index=False)
-    gaps = survey.gaps(unmitigated=unmitigated)
     kinds, cues = (list(dict.fromkeys(gaps[c])) for c in ("kind", "cue"))
     grids = {
         "ld": (survey.grid("ld"), "LD, nats (above 0: misaligned)"),
