@@ -99,6 +99,7 @@ class PassReader(ABC):
         self._blocks = blocks_of(model)
         self._body = model.base_model
         self._pass: Pass | None = None
+        self._tenant = getattr(model, "tenant", None)
         if not self._elsewhere:
             guards.check_model(model, self._blocks)
             guards.check_head(self)
@@ -330,6 +331,7 @@ class PassReader(ABC):
             raise UserError("sampling needs a generator", fix="Pass generator=torch.Generator().manual_seed(...).")
         if any(isinstance(e, Patch) and "answer" in e.scope for e in edits):
             raise UserError("generated tokens have no donor to be patched from", fix="Leave 'answer' out of its scope.")
+        guards.check_tenant(self)
         guards.check_prompts(self, prompts, longest_answer=max_new_tokens)
         answers: list[list[int]] = [[] for _ in prompts]
         open_ = [True] * len(prompts)
@@ -362,6 +364,7 @@ class PassReader(ABC):
     ) -> list[Batch]:
         if not requests or (answers and any(not r.answers for r in requests)):
             raise UserError("there is nothing to measure: no requests, or a prompt without answers")
+        guards.check_tenant(self)
         guards.check_requests(self, requests)
         share = share and not self._elsewhere
         return list(plan(requests, batch_tokens=self.batch_tokens, device=self.device, share=share, until=until))
@@ -382,6 +385,7 @@ class PassReader(ABC):
             raise UserError("this trunk belongs to another model", fix="Give the requests themselves.")
         asked = trunk.requests if trunk else requests
         assert not isinstance(asked, Trunk)
+        guards.check_tenant(self)
         self._check_edits(points, asked, stop)
         share = all(not isinstance(e, Patch) or e.scope <= _PREFIX_SCOPES for edits in points for e in edits)
         until = prefix.until if prefix else None

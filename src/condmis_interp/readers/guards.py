@@ -52,6 +52,19 @@ def check_model(model: PreTrainedModel, blocks: nn.ModuleList) -> None:
             )
 
 
+def check_tenant(reader: "PassReader") -> None:
+    """Raises if a swapped model has become another organism since the reader was made (`organisms.Swap`).
+
+    Raises:
+        CheckError: saying so.
+    """
+    if getattr(reader.model, "tenant", None) != reader._tenant:
+        raise CheckError(
+            "the model of this reader has become another organism: its adapters were swapped",
+            fix="Make a reader of the organism again, or give each its own model.",
+        )
+
+
 def check_head(reader: "PassReader") -> None:
     """Raises if unembedding the last hidden states does not give the model's own logits.
 
