@@ -139,6 +139,15 @@ class TestTheSiteIsAnother:
             Steer(Site("resid_pre", 1), V, fitted_at=Site("attn_out", 1))
 
 
+def test_captures_by_the_names_of_a_library():
+    names = ("blocks.3.hook_mlp_out", "mlp_out[1]")
+    assert Capture.named(*names) == Capture((1, 3), "mlp_out")
+    with pytest.raises(UserError, match="one kind of site, not of 2"):
+        Capture.named("blocks.3.hook_mlp_out", "blocks.3.hook_attn_out")
+    with pytest.raises(UserError, match=r"'blocks.3.hook_z' is no site"):
+        Capture.named("blocks.3.hook_z")
+
+
 class TestTheTokensAreOthers:
     def test_left_padding(self, fresh, requests_, monkeypatch):
         monkeypatch.setattr(passes, "pad", lambda rows, right: plain_pad(rows, right=False))
