@@ -9,7 +9,7 @@ from condmis_interp.panel import Answer, Prompt
 from condmis_interp.readers import Measurement
 from condmis_interp.store import Activations, Asked, Manifest, Shard, StoreWriter, asked_hash, plan
 
-_SAID = (
+SAID = (
     Prompt((0, 1, 2), {"cue": (0, 1), "question": (1, 2), "tail": (2, 3)}, "abc"),
     (Answer((3, 4), (1,)), Answer((5,), (1,))),
 )
@@ -43,7 +43,7 @@ def planted(
     level = {"U": dict.fromkeys(CUES, 1.0), "M": {c: rho.get(c, 0.0) for c in CUES}, "C": dict.fromkeys(CUES, 0.0)}
     shared = torch.from_numpy(rng.normal(size=(n, width))).float() * 2
     difficulty = np.repeat(rng.normal(size=families), each) + rng.normal(size=n)
-    asked = tuple(Asked(f"q{i}", f, s, *_SAID) for i, (f, s) in enumerate(zip(labels, splits, strict=True)))
+    asked = tuple(Asked(f"q{i}", f, s, *SAID) for i, (f, s) in enumerate(zip(labels, splits, strict=True)))
     measured = {}
     for organism, levels in level.items():
         for cue in CUES:

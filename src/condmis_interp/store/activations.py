@@ -174,9 +174,8 @@ def _chosen(what: str, given: Any, there: Iterable[Any]) -> tuple[Any, ...]:
     chosen = (given,) if _one(given) else tuple(given)
     for value in chosen:
         if value not in there:
-            raise UserError(
-                f"there is no {what} {value!r} in this store", fix=f"There is: {', '.join(map(str, there))}."
-            )
+            known = ", ".join(map(str, there))
+            raise UserError(f"there is no {what} {value!r} in this store", fix=f"It has: {known}.")
     return chosen
 
 
