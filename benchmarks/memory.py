@@ -119,11 +119,10 @@ def main():
         print(json.dumps(result))
         return
     for name, r in result.items():
-        few, many = r["few"], r["many"]
-        print(
-            f"{name:>14}: {few['mib']:.0f} MiB with {few['prompts']} prompts, {many['mib']:.0f} MiB with "
-            f"{many['prompts']}: {r['growth']:+.1%} (at the end {few['mib_at_end']:.0f} and {many['mib_at_end']:.0f} MiB)"
-        )
+        for how in ("few", "many"):
+            c = r[how]
+            print(f"{name:>14}: {c['prompts']:6} prompts: {c['mib']:.0f} MiB, {c['mib_at_end']:.0f} at the end")
+        print(f"{'':>14}  growth of the peak: {r['growth']:+.1%}")
 
 
 if __name__ == "__main__":

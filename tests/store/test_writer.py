@@ -228,6 +228,13 @@ class TestErrorsReachTheOneWhoMeasures:
             assert (tmp_path / "u.s0" / "none.0000.json").is_file()
 
 
+def test_shards_of_a_single_row(tmp_path):
+    manifest = small(parts=3, rows=1)
+    write(tmp_path, manifest, 0, 1, 2)
+    expected = torch.cat([shard(p).measurement.activations["answer_mean"] for p in manifest.shards])
+    assert torch.equal(Activations.open(tmp_path).select(position="answer_mean").torch(), expected)
+
+
 def test_log_probs_of_single_tokens_are_kept_where_a_reader_gives_them(tmp_path):
     manifest = small(parts=1, rows=2)
     whole = shard(manifest.shards[0])

@@ -19,8 +19,8 @@ from condmis_interp.readers import Position, SiteKind
 
 SCHEMA = 2
 MANIFEST = "store.json"
-LAYERS_IN_FILE = 8
-"""Layers that share a file: reading one of them verifies all of them once, and maps the one."""
+LAYERS_IN_FILE = 16
+"""Layers that share a file. Reading one maps the one and verifies the file, once; each file costs a sync to disk."""
 
 Dtype = Literal["bfloat16", "float32"]
 Cell = tuple[str, int, str]

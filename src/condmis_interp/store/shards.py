@@ -3,7 +3,7 @@
 A shard is a few files with one stem:
 
 * `.parquet`: a row for each question (what was asked, token ids and spans, log-probs);
-* `.l00-07.safetensors`, ...: one file for each layer group, with a tensor [rows, width] for each layer and position;
+* `.l00-15.safetensors`, ...: one file for each layer group, with a tensor [rows, width] for each layer and position;
 * `.json`: their sizes and hashes and the shard's key, written last. A shard without it is not there.
 
 What the bytes are depends on nothing but what was measured.
@@ -181,13 +181,14 @@ def write_shard(folder: Path, manifest: Manifest, shard: Shard) -> None:
     sink = io.BytesIO()
     pq.write_table(_table(shard), sink, compression="zstd")
     files = {f"{planned.stem}.parquet": _write(folder / f"{planned.stem}.parquet", sink.getvalue())}
+    stored = {p: kept[p].to(DTYPES[manifest.dtype]) for p in manifest.positions}
     for group in manifest.layer_groups:
         tensors = {
-            _tensor_name(manifest, layer, p): kept[p][:, manifest.layers.index(layer)]
-            .to(DTYPES[manifest.dtype])
-            .contiguous()
+            _tensor_name(manifest, layer, p): a[:, manifest.layers.index(layer)].clone(
+                memory_format=torch.contiguous_format
+            )
             for layer in group
-            for p in manifest.positions
+            for p, a in stored.items()
         }
         name = _group_file(planned, group)
         files[name] = _write(folder / name, save(tensors))

@@ -58,9 +58,9 @@ class Slice:
         layers, positions = _several(self.layers), _several(self.positions)
         out = torch.empty(len(self), len(layers), len(positions), self.shards.manifest.width, dtype=dtype)
         for planned, local, at in self._pieces():
-            rows = torch.tensor(local)
+            rows = slice(None) if len(local) == planned.count else torch.tensor(local)
             for layer, position, tensor in self.shards.tensors(planned, layers, positions):
-                out[at, layers.index(layer), positions.index(position)] = tensor[rows].to(dtype)
+                out[at, layers.index(layer), positions.index(position)] = tensor[rows]
         return out.reshape(self.shape)
 
     def numpy(self) -> np.ndarray:
