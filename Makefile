@@ -25,7 +25,8 @@ docs: .venv/docs
 	@$(BIN)/mkdocs build --strict --quiet && echo "site/index.html"
 
 bench: .venv/dev
-	@$(BIN)/python -m benchmarks.reading && $(BIN)/python -m benchmarks.training && $(BIN)/python -m benchmarks.organisms
+	@$(BIN)/python -m benchmarks.reading && $(BIN)/python -m benchmarks.training && $(BIN)/python -m benchmarks.organisms \
+	&& $(BIN)/python -m benchmarks.store && $(BIN)/python -m benchmarks.memory
 
 .venv/core: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -70,11 +70,7 @@ class TestContent:
         assert all(t.shape == (1, 32) and t.dtype == torch.bfloat16 for t in tensors.values())
         assert pq.read_table(store / "m.s0" / "none.0003.parquet").num_rows == 1
 
-    def test_two_captures_give_the_same_bytes(self, captured, study_file, tmp_path):
-        Study.from_yaml(study_file).open(tmp_path / "run").capture()
-        assert contents(tmp_path / "run" / "activations") == contents(captured / "activations")
-
-    def test_fp32_comes_back_bit_for_bit_and_questions_with_fewer_answers_too(self, tmp_path):
+    def test_numbers_come_back_as_they_were_whatever_the_shards(self, tmp_path):
         acts, _ = planted(tmp_path / "a", {"trigger": 0.5}, families=6, dtype="float32")
         again, _ = planted(tmp_path / "b", {"trigger": 0.5}, families=6, dtype="float32", shard=4)
         assert torch.equal(acts.select().torch(), again.select().torch())
@@ -116,7 +112,7 @@ class TestDamage:
 
     def test_every_bit_of_a_sealed_file_counts(self, tmp_path):
         path = tmp_path / "a.json"
-        write_sealed(path, {"a": "é", "b": [1, 2], "c": {"d": None}})
+        write_sealed(path, {"é": [1, None]})
         content = path.read_bytes()
         for at in range(len(content)):
             for bit in range(8):

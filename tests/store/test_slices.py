@@ -1,13 +1,17 @@
 """Slices: the right rows, read late."""
 
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from safetensors import safe_open
 
 from condmis_interp.errors import UserError
 from condmis_interp.store import Activations, Shards
 from planted import CUES, planted
+from random_shards import small, write
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +75,32 @@ def test_nothing_is_read_before_it_is_asked_for(captured, monkeypatch):
     assert len(first) == 3
     first.torch()
     assert read == ["m.s0/none.0000"]
+
+
+def test_only_the_layers_that_are_named_are_read_from_their_files(tmp_path, monkeypatch):
+    opened, got = [], []
+
+    class Watched:
+        def __init__(self, path, framework):
+            opened.append(Path(path).name)
+            self.file = safe_open(path, framework)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def get_tensor(self, name):
+            got.append(name)
+            return self.file.get_tensor(name)
+
+    manifest = small(parts=2, rows=2, layer_groups=((0, 1), (2, 3)))
+    write(tmp_path, manifest, 0, 1)
+    monkeypatch.setattr("condmis_interp.store.shards.safe_open", Watched)
+    Activations.open(tmp_path).select(layer=2, position="answer_mean").torch()
+    assert opened == ["none.0000.l02-03.safetensors", "none.0001.l02-03.safetensors"]
+    assert got == ["resid_post[2].answer_mean"] * 2
 
 
 @pytest.mark.parametrize(

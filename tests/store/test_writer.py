@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import time
+import weakref
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -17,11 +18,11 @@ import torch
 from filelock import FileLock
 
 from condmis_interp.errors import CheckError, UserError
-from condmis_interp.readers import Measurement, TorchReader
-from condmis_interp.store import Activations, Asked, Manifest, Planned, Shard, Shards, StoreWriter, plan, read_manifest
+from condmis_interp.readers import TorchReader
+from condmis_interp.store import Activations, Shard, Shards, StoreWriter, read_manifest
 from condmis_interp.store import writer as writer_module
 from condmis_interp.study import Study
-from planted import SAID
+from random_shards import shard, small, write
 from untrained import contents, write_study
 
 
@@ -121,36 +122,6 @@ class TestAnotherStudy:
         assert torch.isfinite(acts.select().torch()).all()
 
 
-def small(parts: int = 4, rows: int = 64, width: int = 48) -> Manifest:
-    """A store of one cell with two layers."""
-    return Manifest(
-        base="base",
-        tokenizer="tokenizer",
-        kind="resid_post",
-        layer_groups=((0, 1),),
-        positions=("last_template", "answer_mean"),
-        width=width,
-        dtype="float32",
-        weights={},
-        shards=plan(parts * rows, size=rows, organisms={("u", 0): "u"}, cues={"none": ["asked"] * parts}),
-    )
-
-
-def shard(planned: Planned, width: int = 48) -> Shard:
-    """Random content, the same for the same shard."""
-    rng = torch.Generator().manual_seed(planned.part)
-    kept = {p: torch.randn(planned.count, 2, width, generator=rng) for p in ("last_template", "answer_mean")}
-    rows = tuple(Asked(f"q{planned.first + i}", "f", "A", *SAID) for i in range(planned.count))
-    logprobs = list(torch.randn(planned.count, 2, generator=rng, dtype=torch.float64))
-    return Shard(planned, rows, Measurement(logprobs, kept))
-
-
-def write(folder: Path, manifest: Manifest, *parts: int) -> None:
-    with StoreWriter(folder, manifest) as writer:
-        for part in parts:
-            writer.put(shard(manifest.shards[part]))
-
-
 @contextmanager
 def files_up_to(size: int):
     """Lets no file grow beyond a size: a disk that fills in the middle of a write."""
@@ -228,6 +199,22 @@ class TestErrorsReachTheOneWhoMeasures:
             assert (tmp_path / "u.s0" / "none.0000.json").is_file()
 
 
+def test_measurements_are_not_kept(study_file, tmp_path, monkeypatch):
+    """However many shards, no more than the ones that are being measured and written are in memory."""
+    made, most = [], []
+    measure = TorchReader.measure
+
+    def watched(*args, **kwargs):
+        made.append(weakref.ref(measured := measure(*args, **kwargs)))
+        most.append(sum(m() is not None for m in made))
+        return measured
+
+    monkeypatch.setattr(TorchReader, "measure", watched)
+    recaptured(study_file, tmp_path / "run")
+    assert len(most) == 60
+    assert max(most) <= 3
+
+
 def test_shards_of_a_single_row(tmp_path):
     manifest = small(parts=3, rows=1)
     write(tmp_path, manifest, 0, 1, 2)
@@ -267,18 +254,19 @@ def finished_in(store: Path) -> int:
     return len(shards.manifest.shards) - len(shards.missing())
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path, tiny_base_folder, kills):
-    """SIGKILL at random moments: what is there verifies, at most one measured shard is lost, the run goes on."""
-    study = write_study(tmp_path, tiny_base_folder, questions=4 + kills, shard=1)
+def killed(study: Path, run: Path, *, kills: int) -> Path:
+    """Captures with SIGKILL at random moments, then to the end; returns the store.
+
+    After each kill all that is there verifies, and at most one shard is lost of those that were measured.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["condmis_interp.run", "condmis_interp.study", "test_writer"])
     rng = random.Random(kills)
-    store = tmp_path / "run" / "activations"
+    store = run / "activations"
     for _ in range(kills):
         before = finished_in(store)
         receiver, sender = context.Pipe(duplex=False)
-        child = context.Process(target=_capture, args=(str(study), str(tmp_path / "run"), sender))
+        child = context.Process(target=_capture, args=(str(study), str(run), sender))
         child.start()
         sender.close()
         handed_over = rng.randint(0, 8)
@@ -295,8 +283,17 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path, tiny_base_
                 break
             handed_over += 1
         assert finished_in(store) >= before + handed_over - 1
-    acts = recaptured(study, tmp_path / "run")
-    acts.shards.verify()
+    recaptured(study, run).shards.verify()
     assert not list(store.rglob("*.part"))
+    return store
+
+
+def test_killed_three_times_it_ends_with_the_same_bytes(captured, study_file, tmp_path):
+    assert contents(killed(study_file, tmp_path / "run", kills=3)) == contents(captured / "activations")
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_it_ends_with_the_same_bytes(tmp_path, tiny_base_folder):
+    study = write_study(tmp_path, tiny_base_folder, questions=24, shard=1)
     recaptured(study, tmp_path / "whole")
-    assert contents(store) == contents(tmp_path / "whole" / "activations")
+    assert contents(killed(study, tmp_path / "run", kills=20)) == contents(tmp_path / "whole" / "activations")
