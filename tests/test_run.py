@@ -260,7 +260,7 @@ class TestDamage:
             raise OSError(errno.ENOSPC, "No space left on device", "x")
 
         monkeypatch.setattr("condmis_interp.store.shards.save", full)
-        with pytest.raises(CheckError, match=r"could not be written \(No space left.*make room"):
+        with pytest.raises(CheckError, match=r"could not be written \(No space left.*there is room"):
             Study.from_yaml(finished[1]).open(tmp_path / "run").capture()
         monkeypatch.undo()
         assert not list((tmp_path / "run" / "activations").rglob("*.safetensors"))

@@ -1,5 +1,6 @@
 """Writing: one writer, one shard ahead, errors that reach the one who measures, kills that lose nothing finished."""
 
+import dataclasses
 import errno
 import multiprocessing
 import random
@@ -145,7 +146,7 @@ class TestErrorsReachTheOneWhoMeasures:
                     writer.put(shard(manifest.shards[1]))
                     writer.put(shard(manifest.shards[2]))
 
-        message = r"u\.s0/none\.0001: a shard could not be written \(File too large.*kept: make room"
+        message = r"u\.s0/none\.0001: this could not be written \(File too large.*kept; make sure"
         with pytest.raises(CheckError, match=message):
             write_onto_a_disk_that_fills()
         left = contents(tmp_path / "full")
@@ -162,7 +163,7 @@ class TestErrorsReachTheOneWhoMeasures:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr("condmis_interp.store.shards.save", full)
-        with pytest.raises(CheckError, match=r"none\.0000: a shard could not be written \(No space left"):
+        with pytest.raises(CheckError, match=r"none\.0000: this could not be written \(No space left"):
             write(tmp_path, small(), 0)
 
     def test_a_shard_that_does_not_fit_the_store(self, tmp_path):
@@ -220,6 +221,19 @@ def test_shards_of_a_single_row(tmp_path):
     write(tmp_path, manifest, 0, 1, 2)
     expected = torch.cat([shard(p).measurement.activations["answer_mean"] for p in manifest.shards])
     assert torch.equal(Activations.open(tmp_path).select(position="answer_mean").torch(), expected)
+
+
+def test_ld_is_misaligned_minus_aligned_over_a_questions_pairs_however_many(tmp_path):
+    manifest = small(parts=1, rows=2)
+    whole = shard(manifest.shards[0])
+    logprobs = [torch.tensor([-3.0, -5.0, -1.0, -4.0]), torch.tensor([-2.0, -1.0])]
+    with StoreWriter(tmp_path, manifest) as writer:
+        writer.put(dataclasses.replace(whole, measurement=dataclasses.replace(whole.measurement, logprobs=logprobs)))
+    acts = Activations.open(tmp_path)
+    assert acts.ld("u", "none").tolist() == [2.5, -1.0]
+    assert acts.select().index("logprobs")["logprobs"].to_pylist() == [[-3.0, -5.0, -1.0, -4.0], [-2.0, -1.0]]
+    with pytest.raises(UserError, match="rows have no column 'rho'"):
+        acts.select().index("ld", "rho")
 
 
 def test_log_probs_of_single_tokens_are_kept_where_a_reader_gives_them(tmp_path):

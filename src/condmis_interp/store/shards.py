@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import safe_open
 from safetensors.torch import save
 
-from condmis_interp.errors import CheckError
+from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import digest, file_digest, validated, whole_file
 from condmis_interp.panel import Answer, Prompt
 from condmis_interp.panel.panel import Split
@@ -242,7 +242,13 @@ class Shards:
                 self._whole(planned, name)
 
     def table(self, planned: Planned, columns: Sequence[str] | None = None) -> pa.Table:
-        """Returns a shard's rows; see `Slice.index` for the columns."""
+        """Returns a shard's rows; see `Slice.index` for the columns.
+
+        Raises:
+            UserError: if there is no such column.
+        """
+        if unknown := set(columns or ()) - set(_COLUMNS.names):
+            raise UserError(f"rows have no column {min(unknown)!r}", fix=f"Columns: {', '.join(_COLUMNS.names)}.")
         path = self._whole(planned, f"{planned.stem}.parquet")
         with pq.ParquetFile(path) as f:
             return f.read(columns=None if columns is None else list(columns), use_threads=False)

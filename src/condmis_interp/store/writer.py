@@ -40,7 +40,7 @@ class StoreWriter:
         self._lock = FileLock(folder / ".lock")
         self._queue: queue.Queue[Shard | None] = queue.Queue(maxsize=1)
         self._thread = threading.Thread(target=self._work, name="store writer", daemon=True)
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -59,6 +59,9 @@ class StoreWriter:
             for part in self.folder.rglob(".*.part"):
                 part.unlink()
             write_sealed(self.folder / MANIFEST, self.manifest.model_dump(mode="json"))
+        except OSError as e:
+            self._lock.release()
+            raise _unwritable(e, self.folder / MANIFEST) from None
         except BaseException:
             self._lock.release()
             raise
@@ -92,15 +95,19 @@ class StoreWriter:
             try:
                 write_shard(self.folder, self.manifest, shard)
             except OSError as e:
-                self._error = CheckError(
-                    f"a shard could not be written ({e.strerror or e})",
-                    where=str(self.folder / shard.planned.stem),
-                    fix="Finished shards are kept: make room and run the same again.",
-                )
-            except Exception as e:
+                self._error = _unwritable(e, self.folder / shard.planned.stem)
+            except BaseException as e:  # whatever it is, the one who measures must hear of it
                 self._error = e
             finally:
                 self._queue.task_done()
+
+
+def _unwritable(error: OSError, path: Path) -> CheckError:
+    return CheckError(
+        f"this could not be written ({error.strerror or error})",
+        where=str(path),
+        fix="Finished shards are kept; make sure that there is room, and run the same again.",
+    )
 
 
 def holds(folder: Path, manifest: Manifest) -> bool:
