@@ -23,7 +23,7 @@ from condmis_interp.organisms import resolve_base
 from condmis_interp.panel import Panel, load_panel
 from condmis_interp.study import Study
 
-SMALL = {"tiny": 100, "smollm2-135m": 40}
+SMALL = {"tiny": 100, "smollm2-135m": 16}
 """Questions of the smaller capture; each is asked under two cues, of three organisms."""
 
 
@@ -66,7 +66,7 @@ def capture(base, checkpoint, panel, out, dtype):
                 {"name": "c", "role": "C", "twin_of": "m", "checkpoint": checkpoint},
             ],
             "dtype": dtype,
-            "store_shard": 32,
+            "store_shard": 16,
             "device": "cpu",
         }
     )
@@ -114,15 +114,16 @@ def main():
         capture(base, checkpoint, panel, Path(out), dtype)
         return
     transformers.utils.logging.disable_progress_bar()
-    result = {name: grown(name, args.times) for name in args.models}
+    result = {}
+    for name in args.models:
+        r = result[name] = grown(name, args.times)
+        if not args.json:
+            for how in ("few", "many"):
+                c = r[how]
+                print(f"{name:>14}: {c['prompts']:6} prompts: {c['mib']:.0f} MiB, {c['mib_at_end']:.0f} at the end")
+            print(f"{'':>14}  growth of the peak: {r['growth']:+.1%}", flush=True)
     if args.json:
         print(json.dumps(result))
-        return
-    for name, r in result.items():
-        for how in ("few", "many"):
-            c = r[how]
-            print(f"{name:>14}: {c['prompts']:6} prompts: {c['mib']:.0f} MiB, {c['mib_at_end']:.0f} at the end")
-        print(f"{'':>14}  growth of the peak: {r['growth']:+.1%}")
 
 
 if __name__ == "__main__":
