@@ -184,11 +184,12 @@ class TestFinished:
             assert torch.equal(a, b)
 
 
-def _audit_until(study: str, out: str, events: int) -> None:
+def _audit_until(study: str, out: str, home: str, events: int) -> None:
     """Audits, and dies by SIGKILL at the given event: a training step, or a file half-way to disk."""
     from condmis_interp.organisms import train as _  # noqa: F401
     from condmis_interp.organisms.train import _Watch
 
+    os.environ["CONDMIS_HOME"] = home  # the fork server has the environment of whoever started it
     left = [events]
 
     def tick() -> None:
@@ -210,7 +211,9 @@ def test_killed_anywhere_it_goes_on_and_trains_nothing_twice(finished, tmp_path,
     rng = random.Random(0)
     trained: dict[str, int] = {}
     for _ in range(10):
-        child = context.Process(target=_audit_until, args=(str(study), str(tmp_path / "run"), rng.randint(5, 32)))
+        child = context.Process(
+            target=_audit_until, args=(str(study), str(tmp_path / "run"), str(home), rng.randint(5, 32))
+        )
         child.start()
         child.join()
         assert child.exitcode == -signal.SIGKILL
