@@ -24,8 +24,8 @@ lint: .venv/dev
 docs: .venv/docs
 	@$(BIN)/mkdocs build --strict --quiet && echo "site/index.html"
 
-bench: .venv/dev
-	@$(BIN)/python -m benchmarks.scoring && $(BIN)/python -m benchmarks.training && $(BIN)/python -m benchmarks.organisms
+bench: .venv/bench
+	@for b in capture scoring sweep store memory training organisms; do $(BIN)/python -m benchmarks.$$b || exit 1; done
 
 .venv/core: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -35,6 +35,10 @@ bench: .venv/dev
 
 .venv/dev: .venv/core
 	@$(PIP) -e ".[dev]"
+	@touch $@
+
+.venv/bench: .venv/dev
+	@$(PIP) -e ".[bench]"
 	@touch $@
 
 .venv/docs: .venv/dev

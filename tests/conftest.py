@@ -129,6 +129,23 @@ def panel() -> Panel:
     return tiny_panel()
 
 
+@pytest.fixture(scope="session")
+def study_file(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> Path:
+    from untrained import write_study
+
+    return write_study(tmp_path_factory.mktemp("random"), tiny_base_folder)
+
+
+@pytest.fixture(scope="session")
+def captured(tmp_path_factory: pytest.TempPathFactory, study_file: Path) -> Path:
+    """The folder of a finished run; not to be changed."""
+    from condmis_interp.study import Study
+
+    out = tmp_path_factory.mktemp("captured") / "run"
+    Study.from_yaml(study_file).open(out).capture()
+    return out
+
+
 def shared_data_folder() -> Path | None:
     """The published files, where a developer has them."""
     named = os.environ.get("CONDMIS_SHARED_DATA")

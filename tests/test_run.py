@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from condmis_interp.errors import CheckError, UserError
+from condmis_interp.store import Shards
 from condmis_interp.study import Study
 from conftest import tiny_panel
 
@@ -143,7 +144,7 @@ class TestFinished:
             assert value.figure().data
             assert len(repr(value)) > 20
 
-    def test_directions_are_fitted_on_split_a_alone(self, finished):
+    def test_directions_are_fitted_on_split_a_alone(self, finished, monkeypatch):
         """Leakage mutation: garbage in B and C changes neither direction, nor its controls, nor the layer."""
         import torch
 
@@ -166,23 +167,29 @@ class TestFinished:
                 ),
             ]
 
+        clean = fit(run.capture())
+        read = Shards.tensors
+
+        def spoiled(shards, planned, *which):
+            held_out = [i for i, s in enumerate(shards.table(planned, ["split"])["split"].to_pylist()) if s != "A"]
+            for layer, position, tensor in read(shards, planned, *which):
+                tensor = tensor.clone()
+                tensor[held_out] = 999.0
+                yield layer, position, tensor
+
+        monkeypatch.setattr(Shards, "tensors", spoiled)
         acts = run.capture()
-        clean = fit(acts)
-        held_out = [i for i, s in enumerate(acts.cell("u", "none", 0).splits) if s != "A"]
-        for organism, seeds in acts.seeds.items():
-            for seed in seeds:
-                for cue in acts.cues:
-                    for tensor in acts.cell(organism, cue, seed).activations.values():
-                        tensor[held_out] = 999.0
+        assert float(acts.at("u", "none", "B", layer=2, position="answer_mean").max()) == 999.0
         for a, b in zip(clean, fit(acts), strict=True):
             assert torch.equal(a, b)
 
 
-def _audit_until(study: str, out: str, events: int) -> None:
+def _audit_until(study: str, out: str, home: str, events: int) -> None:
     """Audits, and dies by SIGKILL at the given event: a training step, or a file half-way to disk."""
     from condmis_interp.organisms import train as _  # noqa: F401
     from condmis_interp.organisms.train import _Watch
 
+    os.environ["CONDMIS_HOME"] = home  # the fork server has the environment of whoever started it
     left = [events]
 
     def tick() -> None:
@@ -204,7 +211,9 @@ def test_killed_anywhere_it_goes_on_and_trains_nothing_twice(finished, tmp_path,
     rng = random.Random(0)
     trained: dict[str, int] = {}
     for _ in range(10):
-        child = context.Process(target=_audit_until, args=(str(study), str(tmp_path / "run"), rng.randint(5, 32)))
+        child = context.Process(
+            target=_audit_until, args=(str(study), str(tmp_path / "run"), str(home), rng.randint(5, 32))
+        )
         child.start()
         child.join()
         assert child.exitcode == -signal.SIGKILL
@@ -232,16 +241,16 @@ class TestDamage:
 
     def test_a_flipped_bit_is_found(self, copy):
         study, run = copy
-        path = run / "activations" / "m.s1" / "trigger.safetensors"
+        path = run / "activations" / "m.s1" / "trigger.0000.l00-03.safetensors"
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 4
         path.write_bytes(content)
-        with pytest.raises(CheckError, match=r"trigger\.safetensors.*recorded hash"):
+        with pytest.raises(CheckError, match=r"m\.s1/trigger\.0000.*recorded hash"):
             Study.from_yaml(study).open(run).audit()
 
-    def test_a_missing_half_of_a_cell_is_measured_again(self, copy):
+    def test_a_missing_file_of_a_shard_is_measured_again(self, copy):
         study, run = copy
-        path = run / "activations" / "m.s1" / "trigger.safetensors"
+        path = run / "activations" / "m.s1" / "trigger.0000.l00-03.safetensors"
         before = path.read_bytes()
         path.unlink()
         Study.from_yaml(study).open(run).capture()
@@ -253,8 +262,8 @@ class TestDamage:
         def full(*_args, **_kwargs):
             raise OSError(errno.ENOSPC, "No space left on device", "x")
 
-        monkeypatch.setattr("condmis_interp.store.cells.save_file", full)
-        with pytest.raises(OSError, match="No space left"):
+        monkeypatch.setattr("condmis_interp.store.shards.save", full)
+        with pytest.raises(CheckError, match=r"could not be written \(No space left.*there is room"):
             Study.from_yaml(finished[1]).open(tmp_path / "run").capture()
         monkeypatch.undo()
         assert not list((tmp_path / "run" / "activations").rglob("*.safetensors"))

@@ -23,11 +23,23 @@ from condmis_interp.panel import CueRole, Panel, RenderedPanel, render_panel
 from condmis_interp.panel.panel import Split
 from condmis_interp.progress import progress
 from condmis_interp.readers import Edit, GatedReader, PassReader, Request, Trunk, open_reader
-from condmis_interp.store import Activations, Cell, CellKey, CellStore, Pieces
+from condmis_interp.store import (
+    Activations,
+    Asked,
+    Manifest,
+    Pieces,
+    Shard,
+    Shards,
+    StoreWriter,
+    asked_hash,
+    holds,
+    layer_groups,
+    plan,
+)
 from condmis_interp.study import Study
 
-MEASURING_VERSION = 2
-"""Raise this when a change in readers or rendering changes numbers: it is part of every cell's key."""
+MEASURING_VERSION = 3
+"""Raise this when a change in readers or rendering changes numbers: it is part of every shard's key."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +145,10 @@ class Run:
         with self._timed("training"):
             return self.study.obtain(self.base)
 
+    @cached_property
+    def _splits(self) -> dict[str, Split]:
+        return {family: self.panel.split_of(family) for family in self.panel.families}
+
     @property
     def roles(self) -> dict[str, str]:
         """Role by organism."""
@@ -168,49 +184,56 @@ class Run:
         return organisms
 
     def capture(self) -> Activations:
-        """Measures every cell that is not there yet: log-probs of all answers, activations at every layer."""
-        store = CellStore(self.out / "activations", dtype=self.study.store_dtype)
-        questions = self.panel.questions
-        todo = []
-        for name, seed in self.organisms:
-            for cue in self.panel.cues:
-                key = CellKey(name, seed, cue.name)
-                determined = [*self._determined_by(name, seed), digest(self.rendered.ids_of(cue.name))]
-                if not store.has(key, determined):
-                    todo.append((key, determined))
-        with self._timed("capture"):
-            if todo:
-                with progress("reading cells (organism x cue)", len(todo) * len(questions), unit="questions") as step:
-                    for key, determined in todo:
-                        reader = self.reader(key.organism, key.seed)
-                        measured = reader.measure(
-                            self._requests(key.cue, range(len(questions))), capture=self.study.capture(reader.n_layers)
-                        )
-                        widest = max(len(lp) for lp in measured.logprobs)
-                        logprobs = torch.full((len(questions), widest), torch.nan, dtype=torch.float64)
-                        for i, lp in enumerate(measured.logprobs):
-                            logprobs[i, : len(lp)] = lp
-                        store.write(
-                            Cell(
-                                key=key,
-                                questions=tuple(q.id for q in questions),
-                                families=tuple(q.family for q in questions),
-                                splits=tuple(self.panel.split_of(q.family) for q in questions),
-                                logprobs=logprobs,
-                                activations={str(p): a for p, a in measured.activations.items()},
-                                layers=tuple(range(reader.n_layers)),
-                                kind=self.study.site,
-                                settings={
-                                    "weights": self.organisms[key.organism, key.seed].weights,
-                                    "dtype": self.study.dtype,
-                                },
-                            ),
-                            determined,
-                        )
-                        step(len(questions))
+        """Measures every shard that is not there yet: log-probs of all answers, activations at every layer."""
+        folder, manifest = self.out / "activations", self._store_manifest()
+        if not holds(folder, manifest):
+            with self._timed("capture"), StoreWriter(folder, manifest) as writer:
+                missing = Shards(folder, manifest).missing()
+                total, todo = sum(s.count for s in manifest.shards), sum(s.count for s in missing)
+                with progress("reading (organism x cue x question)", total, unit="prompts", done=total - todo) as step:
+                    for planned in missing:
+                        reader = self.reader(planned.organism, planned.seed)
+                        rows = self._asked(planned.cue, planned.first, planned.count)
+                        requests = [Request(r.prompt, r.answers) for r in rows]
+                        measured = reader.measure(requests, capture=self.study.capture(reader.n_layers))
+                        writer.put(Shard(planned, rows, measured))
+                        step(planned.count)
         self._write_manifest({})
-        return Activations(
-            store, {o.name: o.seeds for o in self.study.organisms}, tuple(c.name for c in self.panel.cues)
+        return Activations.open(folder, verify="used")
+
+    def _store_manifest(self) -> Manifest:
+        """Returns what the run's store is to hold."""
+        study, questions = self.study, len(self.panel.questions)
+        n_layers, width = self.base.shape
+        asked = {
+            c.name: [
+                asked_hash(self._asked(c.name, first, study.store_shard))
+                for first in range(0, questions, study.store_shard)
+            ]
+            for c in self.panel.cues
+        }
+        return Manifest(
+            base=self.base.weights,
+            tokenizer=self.base.tokenizer_hash(),
+            kind=study.site,
+            layer_groups=layer_groups(n_layers),
+            positions=study.capture(n_layers).positions,
+            width=width,
+            dtype=study.store_dtype,
+            weights={f"{name}.s{seed}": o.weights for (name, seed), o in self.organisms.items()},
+            shards=plan(
+                questions,
+                size=study.store_shard,
+                organisms={key: digest([*self._determined_by(*key), study.store_dtype]) for key in self.organisms},
+                cues=asked,
+            ),
+        )
+
+    def _asked(self, cue: str, first: int, count: int) -> tuple[Asked, ...]:
+        rendered, splits = self.rendered, self._splits
+        return tuple(
+            Asked(q.id, q.family, splits[q.family], rendered.prompts[cue, q.id], rendered.answers[cue, q.id])
+            for q in self.panel.questions[first : first + count]
         )
 
     def ask(self, organism: str, cue: str, splits: tuple[Split, ...], edits: Sequence[Edit] = ()) -> np.ndarray:
@@ -401,7 +424,7 @@ class Run:
                 "base": {k: v for k, v in self.base.source.items() if k != "path"},
                 "tokens": tokens,
                 "inserted_by_template": self.rendered.inserted,
-                "splits": {f: self.panel.split_of(f) for f in self.panel.families},
+                "splits": self._splits,
                 "device": self.study.torch_device,
             }
         )

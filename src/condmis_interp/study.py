@@ -156,6 +156,7 @@ class Study(BaseModel):
         workers: Processes that train organisms at once; by default one for each core, one in all on a GPU.
         dtype: Dtype of the model when it is read.
         store_dtype: Dtype of stored activations.
+        store_shard: Questions in a shard of the store: what memory holds, and what a kill can lose.
     """
 
     model_config = _STRICT
@@ -174,6 +175,7 @@ class Study(BaseModel):
     workers: Annotated[int, Field(ge=1)] | None = None
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     store_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    store_shard: Annotated[int, Field(ge=1)] = 128
 
     @model_validator(mode="after")
     def _roles(self) -> Self:

@@ -75,7 +75,7 @@ def test_directions_that_are_none(truth):
     acts, _ = truth
     with pytest.raises(CheckError, match="norm 0"):
         difference_of_means(acts, plus="U", minus="U", cue="none", layer=0)
-    with pytest.raises(UserError, match="layer 7 was not captured"):
+    with pytest.raises(UserError, match="there is no layer 7 in this store"):
         difference_of_means(acts, plus="U", minus="C", cue="none", layer=7)
     with pytest.raises(UserError, match="no organism 'X'"):
         difference_of_means(acts, plus="X", minus="C", cue="none", layer=0)

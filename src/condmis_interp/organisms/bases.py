@@ -23,7 +23,7 @@ from typing import Any, cast
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from transformers.utils import logging as hf_logging
 
 from condmis_interp.errors import CheckError, UserError
@@ -76,6 +76,17 @@ class Base:
     def tokenizer(self) -> Any:
         """Loads the tokenizer."""
         return AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+
+    def tokenizer_hash(self) -> str:
+        """Returns the hash of the tokenizer (vocabulary, merges, normalisation) and its chat template."""
+        tokenizer = self.tokenizer()
+        return digest([tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of blocks and residual width."""
+        config = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+        return config.num_hidden_layers, config.hidden_size
 
     def model(self, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> transformers.PreTrainedModel:
         """Loads the model in eval mode, without gradients.

@@ -53,7 +53,7 @@ class Capture:
             UserError: if a name is no site, or they are of several kinds.
         """
         sites = sorted({Site.parse(name) for name in names})
-        kinds = {s.kind for s in sites}
+        kinds: set[SiteKind] = {s.kind for s in sites}
         if len(kinds) != 1:
             raise UserError(f"a capture is of one kind of site, not of {len(kinds)}", where=", ".join(names))
         return cls(tuple(s.layer for s in sites), kinds.pop(), positions)

@@ -1,72 +1,145 @@
-"""Views over a run's cells: LD and activations by organism, cue, position and split."""
+"""A store opened for reading: LD and activations by organism, cue, layer, position and split."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 
-from condmis_interp.errors import UserError
+from condmis_interp.errors import CheckError, UserError
+from condmis_interp.organisms import Base
 from condmis_interp.panel.panel import Split
 from condmis_interp.readers import SiteKind
-from condmis_interp.store.cells import Cell, CellKey, CellStore
+from condmis_interp.store.manifest import read_manifest
+from condmis_interp.store.shards import Shards
+from condmis_interp.store.slices import FACTS, Slice
 
 
 @dataclass(frozen=True)
 class Activations:
-    """The cells of a run, read lazily and verified when first read.
+    """What every organism of a study said and thought, under every cue; read from disk when it is asked for.
 
     Attributes:
-        store: The cells on disk.
-        seeds: Seeds by organism.
-        cues: Cue names, in the panel's order.
+        shards: The shards on disk.
     """
 
-    store: CellStore
-    seeds: Mapping[str, tuple[int, ...]]
-    cues: tuple[str, ...]
-    _read: dict[CellKey, Cell] = field(default_factory=dict, repr=False)
+    shards: Shards
 
-    def cell(self, organism: str, cue: str, seed: int) -> Cell:
-        """Returns one cell."""
-        if organism not in self.seeds or cue not in self.cues:
-            raise UserError(
-                f"there is no cell ({organism!r}, {cue!r})",
-                fix=f"Organisms: {', '.join(self.seeds)}. Cues: {', '.join(self.cues)}.",
+    @classmethod
+    def open(cls, folder: str | Path, *, base: Base | None = None, verify: Literal["all", "used"] = "all") -> Self:
+        """Opens a store; neither a model nor a tokenizer is needed.
+
+        Args:
+            folder: Folder of the store: `activations` in a run's folder.
+            base: If given, the base that the activations must be of.
+            verify: Whether all files are checked against their hashes now, or each before its first use.
+
+        Raises:
+            UserError: if there is no store, or it is from another model or tokenizer.
+            CheckError: if it is unfinished or damaged.
+        """
+        folder = Path(folder)
+        shards = Shards(folder, read_manifest(folder))
+        if base is not None:
+            shards.manifest.check_made_from(base=base.weights, tokenizer=base.tokenizer_hash(), where=str(folder))
+        if missing := shards.missing():
+            raise CheckError(
+                f"the store is unfinished: {len(missing)} of {len(shards.manifest.shards)} shards are missing, the "
+                f"first is {missing[0].stem}",
+                where=str(folder),
+                fix="Run the capture again; it goes on.",
             )
-        key = CellKey(organism, seed, cue)
-        if key not in self._read:
-            self._read[key] = self.store.read(key)
-        return self._read[key]
+        if verify == "all":
+            shards.verify()
+        return cls(shards)
 
     @property
-    def _any(self) -> Cell:
-        organism = next(iter(self.seeds))
-        return self.cell(organism, self.cues[0], self.seeds[organism][0])
+    def seeds(self) -> Mapping[str, tuple[int, ...]]:
+        """Seeds by organism."""
+        return self.shards.manifest.seeds
+
+    @property
+    def cues(self) -> tuple[str, ...]:
+        """Cue names, in the panel's order."""
+        return self.shards.manifest.cues
 
     @property
     def layers(self) -> tuple[int, ...]:
         """Layers captured, 0-based."""
-        return self._any.layers
+        return self.shards.manifest.layers
 
     @property
     def kind(self) -> SiteKind:
         """Kind of site captured."""
-        return self._any.kind
+        return self.shards.manifest.kind
+
+    @cached_property
+    def _questions(self) -> pa.Table:
+        """Question, family and split, in the panel's order; the same in every cell."""
+        cell, shards = next(iter(self.shards.manifest.cells.items()))
+        everything = tuple(range(sum(s.count for s in shards)))
+        return Slice(self.shards, (cell,), everything, (), ()).index("question", "family", "split")
 
     def rows(self, *splits: Split) -> np.ndarray:
         """Returns the positions of the questions in the given splits (of all, if none is given), [n]."""
-        return np.array([i for i, s in enumerate(self._any.splits) if not splits or s in splits])
+        return np.array([i for i, s in enumerate(self._questions["split"].to_pylist()) if not splits or s in splits])
 
     def families(self, *splits: Split) -> list[str]:
         """Returns the family of each question in the given splits."""
-        return [self._any.families[i] for i in self.rows(*splits)]
+        return self._questions["family"].take(self.rows(*splits)).to_pylist()
+
+    def select(
+        self,
+        *,
+        organism: str | Sequence[str] | None = None,
+        cue: str | Sequence[str] | None = None,
+        layer: int | Sequence[int] | None = None,
+        position: str | Sequence[str] | None = None,
+        split: Split | Sequence[Split] | None = None,
+        seed: int | None = None,
+    ) -> Slice:
+        """Returns a lazy slice; what is not named is all there is.
+
+        Args:
+            organism: Organism or organisms.
+            cue: Cue or cues.
+            layer: 0-based layer, or layers; the axis of a single one is left out.
+            position: Position, or positions; the axis of a single one is left out.
+            split: Split or splits of the questions.
+            seed: One seed of the organisms.
+
+        Raises:
+            UserError: if there is no such organism, cue, seed, layer or position.
+        """
+        manifest = self.shards.manifest
+        organisms = _chosen("organism", organism, manifest.seeds)
+        cues = _chosen("cue", cue, manifest.cues)
+        layers = _chosen("layer", layer, manifest.layers)
+        positions = _chosen("position", position, manifest.positions)
+        cells = tuple(
+            (o, s, c)
+            for o in organisms
+            for s in (manifest.seeds[o] if seed is None else _chosen(f"seed of {o}", seed, manifest.seeds[o]))
+            for c in cues
+        )
+        splits = _chosen("split", split, ("A", "B", "C"))
+        return Slice(
+            self.shards,
+            cells,
+            tuple(self.rows(*splits).tolist()),
+            layers[0] if _one(layer) else layers,
+            positions[0] if _one(position) else positions,
+        )
 
     def ld(self, organism: str, cue: str, *splits: Split, seed: int | None = None) -> np.ndarray:
         """Returns LD [n] in nats over the questions of the splits, mean over seeds unless one is named."""
-        cells = [self.cell(organism, cue, s) for s in self._seeds(organism, seed)]
-        return np.mean([c.ld().numpy()[self.rows(*splits)] for c in cells], axis=0)
+        chosen = self.select(organism=organism, cue=cue, split=splits or None, seed=seed)
+        return chosen.index("ld")["ld"].to_numpy().reshape(len(chosen.cells), -1).mean(0)
 
     def at(
         self, organism: str, cue: str, *splits: Split, layer: int, position: str, seed: int | None = None
@@ -76,47 +149,35 @@ class Activations:
         Raises:
             UserError: if the layer or position was not captured.
         """
-        if layer not in self.layers:
-            raise UserError(f"layer {layer} was not captured", fix=f"Layers: {self.layers[0]} to {self.layers[-1]}.")
-        cells = [self.cell(organism, cue, s) for s in self._seeds(organism, seed)]
-        if position not in cells[0].activations:
-            raise UserError(
-                f"position {position!r} was not captured", fix=f"Positions: {', '.join(cells[0].activations)}."
-            )
-        rows = torch.from_numpy(self.rows(*splits))
-        j = self.layers.index(layer)
-        return torch.stack([c.activations[position][rows, j] for c in cells]).mean(0)
-
-    def _seeds(self, organism: str, seed: int | None) -> tuple[int, ...]:
-        if organism not in self.seeds:
-            raise UserError(f"there is no organism {organism!r}", fix=f"Organisms: {', '.join(self.seeds)}.")
-        return self.seeds[organism] if seed is None else (seed,)
+        chosen = self.select(
+            organism=organism, cue=cue, layer=layer, position=position, split=splits or None, seed=seed
+        )
+        return chosen.torch().unflatten(0, (len(chosen.cells), -1)).mean(0)
 
     def to_pandas(self) -> pd.DataFrame:
         """Returns LD as a table: one row for each organism, seed, cue and question."""
-        frames = []
-        for organism, seeds in self.seeds.items():
-            for seed in seeds:
-                for cue in self.cues:
-                    cell = self.cell(organism, cue, seed)
-                    frames.append(
-                        pd.DataFrame(
-                            {
-                                "organism": organism,
-                                "seed": seed,
-                                "cue": cue,
-                                "question": cell.questions,
-                                "family": cell.families,
-                                "split": cell.splits,
-                                "ld": cell.ld().numpy(),
-                            }
-                        )
-                    )
-        return pd.concat(frames, ignore_index=True)
+        return self.select().index(*FACTS).to_pandas()
 
     def __repr__(self) -> str:
         organisms = ", ".join(f"{o} x{len(s)}" for o, s in self.seeds.items())
         return (
-            f"Activations({organisms}; cues {', '.join(self.cues)}; {len(self.rows())} questions; "
-            f"layers {self.layers[0]}-{self.layers[-1]}; {self.store.folder})"
+            f"Activations({organisms}; cues {', '.join(self.cues)}; {len(self._questions)} questions; "
+            f"layers {self.layers[0]}-{self.layers[-1]}; {self.shards.folder})"
         )
+
+
+def _chosen(what: str, given: Any, there: Iterable[Any]) -> tuple[Any, ...]:
+    """Returns the given values (all, if none is), once it is sure that they are there."""
+    there = tuple(there)
+    if given is None:
+        return there
+    chosen = (given,) if _one(given) else tuple(given)
+    for value in chosen:
+        if value not in there:
+            known = ", ".join(map(str, there))
+            raise UserError(f"there is no {what} {value!r} in this store", fix=f"It has: {known}.")
+    return chosen
+
+
+def _one(given: Any) -> bool:
+    return given is not None and (isinstance(given, str) or not isinstance(given, Iterable))
