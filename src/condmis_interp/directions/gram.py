@@ -10,7 +10,6 @@ change the geometry in which a direction is steered and compared.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
 
@@ -78,7 +77,9 @@ class TrainingGrams:
     def __init__(self, x: torch.Tensor, partition: Partition, massive: Massive = "drop") -> None:
         self.x, self.partition = x.double(), partition
         self._raw = self.x @ self.x.mT
-        self.massive = self._massive() if massive == "drop" else [torch.empty(0, dtype=torch.long)] * len(partition.held)
+        self.massive = (
+            self._massive() if massive == "drop" else [torch.empty(0, dtype=torch.long)] * len(partition.held)
+        )
         gram = self._raw.take(partition.grid)
         for i, dropped in enumerate(self.massive):
             if len(dropped):
@@ -134,9 +135,7 @@ class TrainingGrams:
             w[i, dropped] = 0
         return w
 
-    def in_gaps(
-        self, split: int, dual: torch.Tensor, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def in_gaps(self, split: int, dual: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores the rows held out in class gaps: 0 midway between the training means, 1 from one mean to the other.
 
         Args:
@@ -175,9 +174,7 @@ def shrinkage(gram: torch.Tensor, width: int) -> float:
     return min(1.0, max(0.0, beta) / delta) if delta > 0 else 1.0
 
 
-def fit_dual(
-    method: Method, gram: torch.Tensor, labels: torch.Tensor, *, strength: float, width: int
-) -> torch.Tensor:
+def fit_dual(method: Method, gram: torch.Tensor, labels: torch.Tensor, *, strength: float, width: int) -> torch.Tensor:
     """Returns the dual solutions [m, labellings].
 
     `means`: difference of class means. `lda`: (Sigma + tau I)^-1 times it, with Ledoit and Wolf's tau on the total

@@ -67,9 +67,12 @@ class DualFit:
         return self
 
 
-def _objective(k_a: torch.Tensor, a: torch.Tensor, f: torch.Tensor, t: torch.Tensor, c: float) -> torch.Tensor:
-    loss = torch.nn.functional.softplus(f) - t * f
-    return (a * k_a).sum(1) / 2 + c * loss.sum(1)
+def _objective(
+    a: torch.Tensor, b: torch.Tensor, k_a: torch.Tensor, labels: torch.Tensor, part: torch.Tensor, strength: float
+) -> torch.Tensor:
+    f = k_a + b
+    loss = (torch.nn.functional.softplus(f) - labels * f) * part
+    return (a * k_a).sum(1) / 2 + strength * loss.sum(1)
 
 
 def newton(
@@ -94,46 +97,43 @@ def newton(
     part = torch.ones_like(labels) if mask is None else mask
     a, b, k_a = torch.zeros_like(labels), labels.new_zeros(len(labels), 1), torch.zeros_like(labels)
     single, step = gram.float(), 0
-    s, one, factor = labels, single, single
+    kept_s, factor = torch.zeros_like(labels), torch.zeros_like(single)
     last = torch.zeros_like(labels[:, 0])
-    value = _objective(k_a, a, (k_a + b) * part, labels * part, strength)
+    value = _objective(a, b, k_a, labels, part, strength)
     while True:
         p = (k_a + b).sigmoid()
         error = strength * (labels - p) * part
         e = a - error
         residual = e.abs().amax(1) / error.abs().amax(1)
-        if step == limit or bool((residual <= tolerance).all()):
+        active = residual > tolerance
+        if step == limit or not bool(active.any()):
             return DualFit(a, b[:, 0], residual, step, tolerance)
         step += 1
-        if bool((residual > last / 20).any()):  # else the factor of the step before is still good enough
-            s = (strength * p * (1 - p) * part).sqrt().clamp_min(_SMALLEST)
+        due = active & (residual > last / 20)  # elsewhere the factor of the step before is still good enough
+        if bool(due.any()):
+            s = (strength * p * (1 - p) * part).sqrt().clamp_min(_SMALLEST)[due]
             one = s.float()[:, :, None]
-            system = torch.mul(single, one).mul_(one.mT)
+            system = single[due].mul_(one).mul_(one.mT)
             system.diagonal(dim1=1, dim2=2).add_(1)
-            factor, _ = torch.linalg.cholesky_ex(system)
+            kept_s[due], factor[due] = s, torch.linalg.cholesky_ex(system).L
         last = residual
-        right = torch.cat([(-e / s).float()[:, :, None], one * part.float()[:, :, None]], 2)
+        one = kept_s.float()[:, :, None]
+        right = torch.cat([(-e / kept_s).float()[:, :, None], one * part.float()[:, :, None]], 2)
         solved = (torch.cholesky_solve(right, factor) * one).double()
         z, u = solved[:, :, 0], solved[:, :, 1]
-        db = (a.sum(1) + z.sum(1)) / u.sum(1).clamp_min(_SMALLEST)
-        da = z - db[:, None] * u
+        moves = active.double()  # a problem that is solved stays as it is, so that none depends on its neighbours
+        db = (a.sum(1) + z.sum(1)) / u.sum(1).clamp_min(_SMALLEST) * moves
+        da = z * moves[:, None] - db[:, None] * u
         k_da = torch.bmm(gram, da[:, :, None])[:, :, 0]
-        length = torch.ones_like(db)
+        length = torch.ones_like(db)[:, None]
         for _ in range(30):
-            moved = length[:, None]
-            trial = _objective(
-                k_a + moved * k_da,
-                a + moved * da,
-                (k_a + moved * k_da + b + moved * db[:, None]) * part,
-                labels * part,
-                strength,
-            )
-            worse = trial > value * (1 + 1e-9) + 1e-12
+            trial = a + length * da, b + length * db[:, None], k_a + length * k_da
+            worse = _objective(*trial, labels, part, strength) > value * (1 + 1e-9) + 1e-12
             if not bool(worse.any()):
                 break
-            length = torch.where(worse, length / 2, length)
-        moved = length[:, None]
-        a, b, k_a, value = a + moved * da, b + moved * db[:, None], k_a + moved * k_da, trial
+            length = torch.where(worse[:, None], length / 2, length)
+        a, b, k_a = a + length * da, b + length * db[:, None], k_a + length * k_da
+        value = _objective(a, b, k_a, labels, part, strength)
 
 
 def accelerated(

@@ -76,7 +76,9 @@ class ProbeTest:
     def figure(self) -> go.Figure:
         """Draws the AUROC against its null."""
         figure = go.Figure()
-        figure.add_histogram(x=self.null, name=f"{len(self.null)} permutations", marker={"color": theme.GREY}, nbinsx=30)
+        figure.add_histogram(
+            x=self.null, name=f"{len(self.null)} permutations", marker={"color": theme.GREY}, nbinsx=30
+        )
         figure.add_vline(
             x=self.auroc,
             line={"color": theme.BLUE, "width": 2.5},

@@ -3,12 +3,12 @@
 | probe | direction | good at |
 |---|---|---|
 | `means` | difference of class means | steering; nothing to tune |
-| `lda` | shrunk covariance^-1 x difference of means; the mass-mean probe of Marks & Tegmark (2023), in distribution | reading |
+| `lda` | shrunk covariance^-1 x difference of means; Marks & Tegmark's mass-mean probe (2023) | reading |
 | `logistic` | L2-regularised logistic regression, scikit-learn's objective | reading |
 
-All sites and folds are fitted in one go on their Gram matrices (`gram.py`, `logistic.py`). A fold's direction scores the
-rows it was not fitted on, in class gaps of its training rows: 0 midway between the training means, 1 from one mean to
-the other. AUROC is over all held-out scores of a site together. It says how well a class can be read, not that the
+All sites and folds are fitted in one go on their Gram matrices (`gram.py`, `logistic.py`). A fold's direction scores
+the rows it was not fitted on, in class gaps of its training rows: 0 midway between the training means, 1 from one mean
+to the other. AUROC is over all held-out scores of a site together. It says how well a class can be read, not that the
 direction causes anything, and it may not be compared with 0.5: `nested.py` gives its null.
 
 `sparse_logistic` is the L1 probe, at one site, by scikit-learn.

@@ -105,8 +105,8 @@ class Rows:
 
     def __repr__(self) -> str:
         return (
-            f"Rows({self.data}; {self.n} rows, {int(self.labels.sum())} of class 1, {len(set(self.families))} families; "
-            f"{len(self.layers)} layers x {len(self.positions)} positions, width {self.x.shape[-1]})"
+            f"Rows({self.data}; {self.n} rows, {int(self.labels.sum())} of class 1, {len({*self.families})} "
+            f"families; {len(self.layers)} layers x {len(self.positions)} positions, width {self.x.shape[-1]})"
         )
 
 

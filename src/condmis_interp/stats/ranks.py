@@ -9,13 +9,13 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
     Args:
         scores: [..., n].
-        labels: 0 or 1, broadcastable to [..., n].
+        labels: 0 or 1, [..., n]; the two are broadcast against each other.
 
     Returns:
         [...]; NaN where one class is empty.
     """
     ranks = rankdata(scores, axis=-1)
-    y = np.broadcast_to(np.asarray(labels, dtype=np.float64), ranks.shape)
+    ranks, y = np.broadcast_arrays(ranks, np.asarray(labels, dtype=np.float64))
     ones = y.sum(-1)
     pairs = ones * (y.shape[-1] - ones)
     with np.errstate(invalid="ignore", divide="ignore"):
