@@ -6,8 +6,8 @@ Both sides get the same synthetic activations (width 576, two rows a question, a
 streams), the same folds by family, the same objective (L2, unpenalised intercept, training rows centred and divided by
 the root mean square of their entries, no scaling or dropping of dimensions) and the same threads, and take turns within
 one run. A side's work is: scaling, fits, directions, held-out scores, one AUROC a site. scikit-learn runs its default
-solver (lbfgs) twice: with its default tolerance 1e-4, and with 1e-6, which is the one that reaches our objective to some 1e-6. The
-objective each side reaches, relative to the lower of the two, is reported.
+solver (lbfgs) twice: with its default tolerance 1e-4, and with 1e-6, which comes as close to the optimum as the batched
+solver does. The objective each side reaches, relative to the lower of the two, is reported.
 """
 
 import argparse

@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from nulls import null_rows
 
 from condmis_interp.directions import erase, fit_eraser, rank_needed
 from condmis_interp.directions.erasure import given_trigger
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.stats import grouped_folds
+from nulls import null_rows
 
 AT = {"layer": 0, "position": "answer_mean"}
 
@@ -74,7 +74,7 @@ def test_a_persona_that_is_the_trigger_cannot_be_erased_alone():
 
 def test_one_planted_direction_takes_one_and_none_takes_none():
     rng = np.random.default_rng(0)
-    rows = null_rows(rng, families=30, each=2, width=24, layers=1)
+    rows = null_rows(rng, families=20, each=2, width=24, layers=1)
     folds = grouped_folds(rows.families, 4, rng)
     way = torch.nn.functional.normalize(torch.randn(24, generator=torch.Generator().manual_seed(0)), dim=0)
     for effect, ranks in ((4.0, (1, 2)), (0.0, (0,))):  # a probe that is not quite aligned leaves a rest

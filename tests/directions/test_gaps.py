@@ -34,11 +34,11 @@ def test_cells_stand_where_they_were_planted(truth):
 
 def test_intervals_over_the_twin_cover(tmp_path):
     inside = []
-    for seed in range(24):
+    for seed in range(16):
         acts, _ = planted(tmp_path / str(seed), {"trigger": 0.5}, families=12, each=2, width=8, seed=seed)
         t = gap_table(acts, contrasts=U_C, layer=0, cells=[("M", "none")], twins={"M": "C"}).table.iloc[0]
         inside.append(t.twin_low <= 0 <= t.twin_high)
-    assert np.mean(inside) > 0.85
+    assert np.mean(inside) > 0.8
 
 
 def test_text_says_nothing_of_u_against_c_and_all_of_a_cue(truth):

@@ -12,13 +12,13 @@ def rejected(count, seed, **design):
 
 
 def test_folds_and_permutations_by_row_find_what_is_not_there():
-    share, _ = rejected(20, 0, families=24, grouped=False, permutations=19)
+    share, _ = rejected(12, 0, families=16, grouped=False, permutations=19)
     assert share > 0.5, "rows of a family on both sides of a fold, and permuted apart, are taken for an effect"
 
 
 def test_the_level_holds_in_a_small_design():
-    share, _ = rejected(100, 1, families=8, permutations=39)
-    assert share < 0.12
+    share, _ = rejected(60, 1, families=8, permutations=19)
+    assert share < 0.15
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ A card says what a direction is worth before anyone steers with it:
 A stable direction that reads well can still do nothing; see `choice.py`.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -32,12 +33,18 @@ from condmis_interp.stats.clusters import resample_clusters
 from condmis_interp.stats.permutation import labellings, permutation_p
 from condmis_interp.stats.ranks import auroc
 
-_COLOURS = (theme.BLUE, theme.VERMILION, theme.GREEN, theme.ORANGE, theme.PURPLE, theme.SKY)
+# Methods often agree, so that one line hides another: widths and dashes keep the lower one visible.
+_LINES = (
+    {"color": theme.BLUE, "width": 4},
+    {"color": theme.VERMILION, "width": 2},
+    {"color": theme.GREEN, "width": 2.2, "dash": "dash"},
+    {"color": theme.ORANGE, "width": 2.2, "dash": "dot"},
+)
 _PANELS = {
-    "relative": "class gap / spread",
+    "relative": "gap / spread",
     "auroc": "held-out AUROC",
     "cosine": "cosine",
-    "stability": "stability",
+    "stability": "stability<br>(cosine)",
     "causal": "causal score",
 }
 
@@ -129,7 +136,7 @@ class Comparison:
                     row=i,
                     col=1,
                 )
-            for method, colour in zip(methods, _COLOURS, strict=False):
+            for method, line in zip(methods, itertools.cycle(_LINES), strict=False):
                 cards = [self.cards[layer, method] for layer in layers]
                 if name == "cosine":
                     if method == self.reference:
@@ -143,10 +150,22 @@ class Comparison:
                         y=[*y, *[c.stability_low for c in cards][::-1]],
                         mode="lines",
                         fill="toself",
-                        fillcolor=theme.translucent(colour, 0.12),
+                        fillcolor=theme.translucent(str(line["color"]), 0.12),
                         line={"width": 0},
                         hoverinfo="skip",
                         showlegend=False,
+                        row=i,
+                        col=1,
+                    )
+                    figure.add_scatter(
+                        x=layers,
+                        y=[c.seeds for c in cards],
+                        mode="markers",
+                        marker={"color": line["color"], "symbol": "x-thin-open", "size": 7},
+                        name="between seeds",
+                        legendgroup="seeds",
+                        showlegend=method == methods[0] and any(np.isfinite(c.seeds) for c in self.cards.values()),
+                        hovertemplate=f"{method}, between seeds, layer " + "%{x}: %{y:.2f}<extra></extra>",
                         row=i,
                         col=1,
                     )
@@ -157,7 +176,7 @@ class Comparison:
                     legendgroup=method,
                     showlegend=name == "relative",
                     mode="lines",
-                    line={"color": colour, "width": 2.2},
+                    line=line,
                     hovertemplate=method + ", layer %{x}: %{y:.2f}<extra></extra>",
                     row=i,
                     col=1,
