@@ -5,6 +5,9 @@ where nothing ever varies. A covariance-matched one is v = Sigma^{1/2} z with z 
 N(0, I_n) over the rows of the centred activations X [n, width], which has covariance X^T X without ever forming it. X
 is centred within each cell (organism x cue), so that the controls follow how questions differ and hold none of the
 difference under test.
+
+A random difference is h(x) - h(y) of two questions of one cell, at random: a vector that occurs in the model, is as
+large as questions make it, and has nothing to do with the contrast under test.
 """
 
 import torch
@@ -50,3 +53,42 @@ def covariance_matched(
     x = torch.cat(rows)
     v = torch.randn(count, len(x), generator=generator, dtype=torch.float64) @ x
     return (v / v.norm(dim=1, keepdim=True)).float()
+
+
+def random_differences(
+    acts: Activations,
+    *,
+    organisms: tuple[str, ...],
+    cues: tuple[str, ...],
+    layer: int,
+    position: str,
+    count: int,
+    generator: torch.Generator,
+    splits: tuple[Split, ...] = ("A",),
+) -> torch.Tensor:
+    """Returns `count` unit vectors [count, width], each the difference of two random questions of one random cell.
+
+    Args:
+        acts: The run's activations.
+        organisms: Organisms whose cells are drawn from.
+        cues: Cues whose cells are drawn from.
+        layer: 0-based layer.
+        position: `last_template` or `answer_mean`.
+        count: How many.
+        generator: Source of randomness.
+        splits: Splits the questions are from.
+
+    Raises:
+        UserError: if a cell holds fewer than two questions, or its questions do not differ.
+    """
+    cells = [acts.at(o, c, *splits, layer=layer, position=position).double() for o in organisms for c in cues]
+    if any(len(h) < 2 or not bool((h != h[0]).any()) for h in cells):
+        raise UserError(f"a cell has fewer than two different questions in split(s) {splits}")
+    out: list[torch.Tensor] = []
+    while len(out) < count:
+        h = cells[int(torch.randint(len(cells), (), generator=generator))]
+        x, y = torch.randperm(len(h), generator=generator)[:2].tolist()
+        v = h[x] - h[y]
+        if float(v.norm()) > 0:
+            out.append(v / v.norm())
+    return torch.stack(out).float()

@@ -56,6 +56,29 @@ class Direction:
             raise UserError(f"directions at {self.site} and {other.site} have no cosine", fix="Compare at one site.")
         return float(self.vector.double() @ other.vector.double())
 
+    def without(self, other: "Direction") -> "Direction":
+        """Returns what is left after removing another direction, with the length that is left of the raw difference.
+
+        A persona direction that does not survive removing the trigger-only direction read the trigger.
+
+        Raises:
+            UserError: if the sites differ.
+            CheckError: if nothing is left.
+        """
+        along = self.cosine(other)
+        rest = self.scale * (self.vector.double() - along * other.vector.double())
+        if float(rest.norm()) <= 1e-6 * self.scale:
+            raise CheckError(f"nothing is left of {self.method} without {other.method}", where=str(self.site))
+        return Direction.of(
+            rest,
+            site=self.site,
+            method=f"{self.method}, without {other.method}",
+            data=self.data,
+            position=self.position,
+            splits=self.splits,
+            n=self.n,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Returns everything but the vector, as JSON."""
         return {

@@ -5,8 +5,19 @@ Difference-in-differences:      d = [mu_M(T) - mu_M(0)] - [mu_C(T) - mu_C(0)]
 
 with mu_X(c) the mean of organism X's activations over questions under cue c. The second cancels what the cue does to
 any model (semantics, length, format) and what fine-tuning in this format does without a cue: it is the candidate for
-the conditional persona. Means are accumulated in fp64 over activations stored in bf16 or fp32; seeds are averaged
-first.
+the conditional persona.
+
+Persona vector:                 d = mean_x h_B(x; s+) - mean_x h_B(x; s-)
+
+with s+ and s- system prompts that ask one organism (by default the base) for the persona and for its opposite (Chen et
+al. 2025, "Persona Vectors"; theirs is over sampled answers that a judge kept, ours over the panel's teacher-forced
+ones).
+
+Trigger-only direction:         d = mean_x h_C(x; T) - mean_x h_C(x; N)
+
+in the twin, which has no persona to gate: what a trigger does to any model, beyond a cue of the same form.
+
+Means are accumulated in fp64 over activations stored in bf16 or fp32; seeds are averaged first.
 """
 
 import torch
@@ -86,6 +97,74 @@ def difference_in_differences(
         site=Site(acts.kind, layer),
         method="difference-in-differences",
         data=f"({organism} - {twin}) x ({trigger} - {none})",
+        position=position,
+        splits=splits,
+        n=len(acts.rows(*splits)),
+    )
+
+
+def persona_vector(
+    acts: Activations,
+    *,
+    plus: str,
+    minus: str,
+    organism: str = "base",
+    layer: int,
+    position: str = "answer_mean",
+    splits: tuple[Split, ...] = ("A",),
+) -> Direction:
+    """Returns the contrast of two system prompts in one organism.
+
+    Args:
+        acts: The run's activations.
+        plus: Cue whose system prompt asks for the persona.
+        minus: Cue whose system prompt asks for its opposite.
+        organism: Organism it is read in.
+        layer: 0-based layer.
+        position: `last_template` or `answer_mean`.
+        splits: Splits it is fitted on.
+    """
+    raw = _mean(acts, organism, plus, splits, layer, position) - _mean(acts, organism, minus, splits, layer, position)
+    return Direction.of(
+        raw.float(),
+        site=Site(acts.kind, layer),
+        method="persona vector",
+        data=f"{organism} under {plus} - under {minus}",
+        position=position,
+        splits=splits,
+        n=len(acts.rows(*splits)),
+    )
+
+
+def trigger_only(
+    acts: Activations,
+    *,
+    twin: str,
+    trigger: str = "trigger",
+    neutral: str = "neutral",
+    layer: int,
+    position: str = "answer_mean",
+    splits: tuple[Split, ...] = ("A",),
+) -> Direction:
+    """Returns what the trigger does to the twin beyond a neutral cue of the same form: T - N in C.
+
+    Remove it with `direction.without(...)`: an effect that does not survive read the trigger.
+
+    Args:
+        acts: The run's activations.
+        twin: C.
+        trigger: The trigger cue.
+        neutral: The neutral cue.
+        layer: 0-based layer.
+        position: `last_template` or `answer_mean`.
+        splits: Splits it is fitted on.
+    """
+    raw = _mean(acts, twin, trigger, splits, layer, position) - _mean(acts, twin, neutral, splits, layer, position)
+    return Direction.of(
+        raw.float(),
+        site=Site(acts.kind, layer),
+        method="trigger only",
+        data=f"{twin}, {trigger} - {neutral}",
         position=position,
         splits=splits,
         n=len(acts.rows(*splits)),

@@ -1,0 +1,200 @@
+"""Linear probes at every layer and position, cross-validated by family.
+
+| probe | direction | good at |
+|---|---|---|
+| `means` | difference of class means | steering; nothing to tune |
+| `lda` | shrunk covariance^-1 x difference of means; Marks & Tegmark's mass-mean probe (2023) | reading |
+| `logistic` | L2-regularised logistic regression, scikit-learn's objective | reading |
+
+All sites and folds are fitted in one go on their Gram matrices (`gram.py`, `logistic.py`). A fold's direction scores
+the rows it was not fitted on, in class gaps of its training rows: 0 midway between the training means, 1 from one mean
+to the other. AUROC is over all held-out scores of a site together. It says how well a class can be read, not that the
+direction causes anything, and it may not be compared with 0.5: `nested.py` gives its null.
+
+`sparse_logistic` is the L1 probe, at one site, by scikit-learn.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from condmis_interp import theme
+from condmis_interp.directions.direction import Direction
+from condmis_interp.directions.gram import METHODS, Method, Partition, TrainingGrams, fit_dual
+from condmis_interp.directions.logistic import newton
+from condmis_interp.directions.rows import Massive, Rows
+from condmis_interp.errors import CheckError, UserError
+from condmis_interp.stats.folds import check_folds
+from condmis_interp.stats.ranks import auroc
+
+POSITION_DASHES = ("solid", "dot", "dash", "dashdot")
+
+
+@dataclass(frozen=True)
+class ProbeFits:
+    """Probes at every site and fold.
+
+    Attributes:
+        rows: What they were fitted on.
+        method: Which probe.
+        strength: C of the logistic probe.
+        folds: Fold of each row, [n].
+        vectors: w in activation space, fp64 [sites, folds, width].
+        gaps: Class gap of the training rows along w, [sites, folds].
+        scores: Held-out scores in class gaps, [sites, n].
+        auroc: Over all held-out scores of a site, [sites].
+        massive: Massive dimensions left out in any fold, by site.
+        residual: How far the worst logistic fit is from its optimum (0 for the others).
+        iterations: Iterations of the slowest batch of logistic fits.
+    """
+
+    rows: Rows
+    method: Method
+    strength: float
+    folds: np.ndarray
+    vectors: torch.Tensor
+    gaps: np.ndarray
+    scores: np.ndarray
+    auroc: np.ndarray
+    massive: tuple[tuple[int, ...], ...]
+    residual: float
+    iterations: int
+
+    def direction(self, layer: int, position: str, fold: int) -> Direction:
+        """Returns a fold's direction; its scale is the distance of the class means along it."""
+        i = self.rows.sites.index((layer, position))
+        w = self.vectors[i, fold]
+        return Direction.of(
+            w * float(self.gaps[i, fold]) / float(w.norm()) ** 2,
+            site=self.rows.site(i),
+            method=self.method,
+            data=f"{self.rows.data}, all folds but {fold}",
+            position=position,
+            splits=self.rows.splits,
+            n=int((self.folds != fold).sum()),
+        )
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Returns one row for each site: layer, position, auroc, massive (number of dimensions left out)."""
+        sites = pd.DataFrame(self.rows.sites, columns=["layer", "position"])
+        return sites.assign(auroc=self.auroc, massive=[len(m) for m in self.massive])
+
+    def figure(self) -> go.Figure:
+        """Draws AUROC by layer, a line for each position."""
+        figure = go.Figure()
+        for (position, t), dash in zip(
+            self.to_pandas().groupby("position", sort=False), POSITION_DASHES * 9, strict=False
+        ):
+            figure.add_scatter(
+                x=t.layer, y=t.auroc, name=str(position), mode="lines+markers", line={"color": theme.BLUE, "dash": dash}
+            )
+        return theme.styled(figure, x="layer", y=f"held-out AUROC, {self.method} probe")
+
+    def __repr__(self) -> str:
+        best = int(np.nanargmax(self.auroc))
+        layer, position = self.rows.sites[best]
+        return (
+            f"ProbeFits({self.method}; {self.rows.data}; {len(self.auroc)} sites x {self.folds.max() + 1} folds; best "
+            f"AUROC {self.auroc[best]:.3f} at layer {layer}, {position} (chosen after the fact))"
+        )
+
+
+def fit_probes(
+    rows: Rows, folds: np.ndarray, *, method: Method = "logistic", strength: float = 0.01, massive: Massive = "drop"
+) -> ProbeFits:
+    """Fits a probe at every site and fold and scores the held-out rows.
+
+    Args:
+        rows: Labelled rows.
+        folds: Fold of each row, [n], from `stats.grouped_folds`.
+        method: `means`, `lda` or `logistic`.
+        strength: C of the logistic probe, for entries with a root mean square of 1 (the default of scikit-learn is 1;
+            with fewer rows than dimensions less reads better).
+        massive: Whether massive dimensions are left out.
+
+    Raises:
+        UserError: if the method is not known.
+        CheckError: if a family lies in two folds, or a fold's training rows lack a class.
+    """
+    if method not in METHODS:
+        raise UserError(f"there is no probe {method!r}", fix=f"Probes: {', '.join(METHODS)}.")
+    check_folds(folds, rows.families)
+    labels = torch.from_numpy(rows.labels).double()
+    count = int(folds.max()) + 1
+    for k in range(count):
+        if len(set(rows.labels[folds != k].tolist())) < 2:
+            raise CheckError(f"without fold {k} the rows have one class alone", fix="Use other folds or fewer.")
+    partition = Partition(folds, [(k,) for k in range(count)])
+    own = [partition.labels(labels, k)[:, None] for k in range(count)]
+    padded = labels[partition.rows] * partition.part
+    flat = rows.flat
+    vectors = torch.empty(len(flat), count, flat.shape[-1], dtype=torch.float64)
+    gaps, scores = np.empty((len(flat), count)), np.empty((len(flat), rows.n))
+    dropped, worst, slowest = [], 0.0, 0
+    together = len(rows.positions) if method == "logistic" else 1  # a layer's positions and folds make one batch
+    for start in range(0, len(flat), together):
+        sites = [TrainingGrams(flat[i], partition, massive) for i in range(start, start + together)]
+        solved = None
+        if method == "logistic":
+            many = (together, 1)
+            solved = newton(
+                torch.cat([s.gram for s in sites]), padded.repeat(many), strength, mask=partition.part.repeat(many)
+            ).checked(f"C = {strength}")
+            worst, slowest = max(worst, float(solved.residual.max())), max(slowest, solved.iterations)
+        for j, site in enumerate(sites):
+            i = start + j
+            duals = []
+            for k in range(count):
+                m = len(own[k])
+                if solved is None:
+                    dual = fit_dual(method, site.of(k), own[k], strength=strength, width=int(site.widths[k]))[:, 0]
+                else:
+                    dual = solved.dual[j * count + k, :m]
+                s, gap = site.in_gaps(k, dual[:, None], own[k])
+                scores[i, partition.held[k].numpy()], gaps[i, k] = s[:, 0].numpy(), float(gap)
+                duals.append(dual)
+            vectors[i] = site.vectors(duals)
+            dropped.append(tuple(sorted({d for m in site.massive for d in m.tolist()})))
+    return ProbeFits(
+        rows, method, strength, folds, vectors, gaps, scores, auroc(scores, rows.labels), tuple(dropped), worst, slowest
+    )
+
+
+def sparse_logistic(
+    rows: Rows, *, layer: int, position: str, strength: float = 0.1, generator: torch.Generator
+) -> Direction:
+    """Returns the direction of an L1-regularised logistic probe at one site (scikit-learn, SAGA).
+
+    Use it to ask how few dimensions carry a class; correlated dimensions share one weight arbitrarily, so don't steer
+    with it. Entries are centred and divided by their root mean square, as everywhere here.
+
+    Args:
+        rows: Labelled rows.
+        layer: 0-based layer.
+        position: Position.
+        strength: C.
+        generator: Seeds SAGA's order of rows.
+
+    Raises:
+        CheckError: if every weight is 0.
+    """
+    i = rows.sites.index((layer, position))
+    x = rows.flat[i].double().numpy()
+    x = x - x.mean(0)
+    x = x / np.sqrt(np.square(x).mean())
+    seed = int(torch.randint(2**31 - 1, (), generator=generator))
+    probe = LogisticRegression(C=strength, l1_ratio=1.0, solver="saga", tol=1e-4, max_iter=5000, random_state=seed)
+    w = torch.from_numpy(probe.fit(x, rows.labels).coef_[0])
+    return Direction.of(
+        w,
+        site=rows.site(i),
+        method=f"logistic, L1, C = {strength}, {int((w != 0).sum())} dimensions",
+        data=rows.data,
+        position=position,
+        splits=rows.splits,
+        n=rows.n,
+    )
