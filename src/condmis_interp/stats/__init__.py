@@ -1,16 +1,34 @@
-"""Statistics whose unit is the cluster: intervals, anchored ratios, multiplicity, controls."""
+"""Statistics whose unit is the cluster: intervals, anchored ratios, equivalence, multiplicity, drift, calibration."""
 
 from condmis_interp.stats.clusters import ClusterMean, cluster_covariance, cluster_mean, resample_clusters
 from condmis_interp.stats.controls import exceedance_p, holm
+from condmis_interp.stats.drift import Drift, drift
+from condmis_interp.stats.equivalence import Equivalence, equivalent_below, families_needed
+from condmis_interp.stats.isotonic import Monotone, monotone
+from condmis_interp.stats.maxt import MaxT, max_t
+from condmis_interp.stats.proportion import Proportion, proportion
 from condmis_interp.stats.ratio import AnchoredRatio, anchored_ratio
+from condmis_interp.stats.twoway import two_way_mean
 
 __all__ = [
     "AnchoredRatio",
     "ClusterMean",
+    "Drift",
+    "Equivalence",
+    "MaxT",
+    "Monotone",
+    "Proportion",
     "anchored_ratio",
     "cluster_covariance",
     "cluster_mean",
+    "drift",
+    "equivalent_below",
     "exceedance_p",
+    "families_needed",
     "holm",
+    "max_t",
+    "monotone",
+    "proportion",
     "resample_clusters",
+    "two_way_mean",
 ]
