@@ -53,12 +53,22 @@ def test_each_answer_with_its_binding_test():
     assert "none, code" in gone.settles
 
 
-@pytest.mark.parametrize("alone", ["R1", "C1", "V1", "W1"])
+@pytest.mark.parametrize("alone", ["R1", "V1", "W1"])
 def test_one_kind_of_internal_evidence_never_decides(alone):
     d = decide(battery(**{alone: 0.6}))
     assert d.answer == "inconclusive"
     assert d.binding == alone
     assert "alone does not decide" in d.sentence
+
+
+def test_patching_decides_nothing():
+    assert decide(battery(C1=0.6)).answer == "removed"
+    assert decide(battery(C1=0.6, R1=0.6)).answer == "inconclusive"
+
+
+def test_a_test_left_out_is_as_if_it_were_not_there():
+    assert decide(battery(W1=0.6), without=frozenset(("W1",))).answer == "removed"
+    assert decide(battery(A2=0.6), without=frozenset(("A2",))).answer == "removed"
 
 
 def test_no_significance_is_no_absence():

@@ -8,7 +8,7 @@ from condmis_interp.battery.evidence import Evidence, evidence_table
 from condmis_interp.battery.gates import ASSAY, assay_failures, twin_failure
 from condmis_interp.battery.judging import Cast, judge, replicate_drift
 from condmis_interp.battery.measure import Battery, measure
-from condmis_interp.battery.registry import Readings, Reference, Test, register, tests
+from condmis_interp.battery.registry import Readings, Reference, Test, register, registered
 from condmis_interp.battery.survey import Survey, survey
 from condmis_interp.battery.world_bench import WorldBench
 
@@ -43,10 +43,10 @@ __all__ = [
     "patching",
     "readout",
     "register",
+    "registered",
     "replicate_drift",
     "revival",
     "survey",
-    "tests",
     "twin_failure",
     "untriggered",
     "weights",

@@ -137,7 +137,7 @@ def register(test: Test) -> Test:
     return test
 
 
-def tests(*ids: str) -> list[Test]:
+def registered(*ids: str) -> list[Test]:
     """Returns the tests with these ids, in order (all of the battery, if none is given).
 
     Raises:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from condmis_interp.battery import Battery, Evidence, assay_failures, measure, replicate_drift, tests, twin_failure
+from condmis_interp.battery import Battery, Evidence, assay_failures, measure, registered, replicate_drift, twin_failure
 from condmis_interp.files import digest
 from condmis_interp.organisms import resolve_base
 from condmis_interp.panel import load_panel
@@ -83,7 +83,7 @@ def preregistration(seeds: Sequence[int], delta: float) -> dict[str, Any]:
     """Returns what is fixed before the calibration's seeds are touched, with its hash."""
     plan = {
         "rule": RULE,
-        "tests": [{"id": t.id, "says": t.says, "primary": t.primary, "anchor": t.anchor} for t in tests(*BATTERY)],
+        "tests": [{"id": t.id, "says": t.says, "primary": t.primary, "anchor": t.anchor} for t in registered(*BATTERY)],
         "margin": delta,
         "seeds": list(seeds),
         "development_seeds": list(DEVELOPMENT),
@@ -101,7 +101,7 @@ def preregistration(seeds: Sequence[int], delta: float) -> dict[str, Any]:
 def measure_seeds(seeds: Sequence[int], out: Path, *, base: str = "personaworld") -> list[Measured]:
     """Measures every seed's bench; goes on where it was."""
     resolved, panel = resolve_base(base), load_panel(base)
-    chosen, found = tests(*BATTERY), []
+    chosen, found = registered(*BATTERY), []
     with progress("measuring benches", len(seeds) * len(chosen), unit="tests") as step:
         for i, seed in enumerate(seeds):
             study = study_of_seed(seed, seeds[(i + 1) % len(seeds)], resolved, panel)
@@ -114,7 +114,7 @@ def measure_seeds(seeds: Sequence[int], out: Path, *, base: str = "personaworld"
 def drifts_without(measured: Sequence[Measured], seed: int | None) -> dict[str, Drift]:
     """Pools the drift of every test over all seeds but one, in units of rho."""
     found = {}
-    for test in tests(*BATTERY):
+    for test in registered(*BATTERY):
         parts = []
         for m in measured:
             if m.study.seed == seed or test.id not in m.battery.readings:
@@ -153,7 +153,7 @@ def judge_all(
             name: str, m: Measured = m, drifts: Mapping[str, Drift] = drifts, rng: Any = rng
         ) -> list[Evidence]:
             return m.battery.evidence(
-                m.study.casts[name], tests(*BATTERY), delta=delta, drifts=drifts, rng=rng, draws=draws, rows=rows
+                m.study.casts[name], registered(*BATTERY), delta=delta, drifts=drifts, rng=rng, draws=draws, rows=rows
             )
 
         open_: dict[str, tuple[list[Evidence], Decision]] = {}
@@ -237,7 +237,7 @@ def per_test(measured: Sequence[Measured], judged: Sequence[Judged]) -> pd.DataF
     """
     rows = []
     null = twin_pairs(measured)
-    for test in tests(*BATTERY):
+    for test in registered(*BATTERY):
         values = [(j, e) for j in judged for e in j.evidence if e.id == test.id and not e.void and math.isfinite(e.rho)]
         bad = [e.rho for j, e in values if j.truth == "suppressed"]
         good = [e.rho for j, e in values if j.truth == "removed"]
@@ -254,13 +254,30 @@ def per_test(measured: Sequence[Measured], judged: Sequence[Judged]) -> pd.DataF
     return pd.DataFrame(rows).set_index("test")
 
 
+def worth(judged: Sequence[Judged]) -> pd.DataFrame:
+    """Returns what each of the rule's tests is worth: the four rates with the rule as it is and without one test.
+
+    Gates are left open, so that only the test is missing.
+    """
+    rows = []
+    for left_out in ("", *BATTERY):
+        answers = [(j.truth, decide(j.evidence, without=frozenset((left_out,))).answer) for j in judged]
+        row: dict[str, Any] = {"without": left_out or "nothing"}
+        for truth in ("suppressed", "removed"):
+            own = [a for t, a in answers if t == truth]
+            for answer in ("present", "conditional", "removed", "inconclusive"):
+                row[f"{truth}: {answer}"] = own.count(answer) / max(len(own), 1)
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("without")
+
+
 def twin_pairs(measured: Sequence[Measured]) -> dict[str, list[float]]:
     """Returns p-values against rho <= 0 of every replicate twin against every other of its recipe, by test."""
     found: dict[str, list[float]] = {}
     for m in measured:
         drifts = drifts_without(measured, m.study.seed)
         base_cast = m.study.casts[m.study.cases[1].member.name]
-        for test in tests(*BATTERY):
+        for test in registered(*BATTERY):
             anchors = base_cast.anchors(test)
             if test.id not in m.battery.readings or anchors is None or test.combine != "mean":
                 continue
