@@ -22,7 +22,7 @@ from condmis_interp.organisms.bases import Base
 from condmis_interp.panel import CueRole, Panel, RenderedPanel, render_panel
 from condmis_interp.panel.panel import Split
 from condmis_interp.progress import progress
-from condmis_interp.readers import Edit, GatedReader, Request, TorchReader, Trunk, open_reader
+from condmis_interp.readers import Edit, GatedReader, PassReader, Request, Trunk, open_reader
 from condmis_interp.store import Activations, Cell, CellKey, CellStore, Pieces
 from condmis_interp.study import Study
 
@@ -79,7 +79,7 @@ class Run:
         self.panel: Panel = study.load_panel()
         self._settings = study.model_dump(mode="json")
         self._open()
-        self._loaded: tuple[tuple[str, int], TorchReader | GatedReader] | None = None
+        self._loaded: tuple[tuple[str, int], PassReader | GatedReader] | None = None
         self._held: tuple[str, Trunk] | None = None
 
     def _open(self) -> None:
@@ -137,13 +137,15 @@ class Run:
         """Role by organism."""
         return {o.name: o.role for o in self.study.organisms}
 
-    def reader(self, name: str, seed: int) -> TorchReader | GatedReader:
+    def reader(self, name: str, seed: int) -> PassReader | GatedReader:
         """Returns a reader of one organism; one model is held at a time."""
         if self._loaded is None or self._loaded[0] != (name, seed):
             self._loaded = self._held = None
             study = self.study
             organism = self.organisms[name, seed]
-            reader = open_reader(organism, self.base, dtype=study.torch_dtype, device=study.torch_device)
+            reader = open_reader(
+                organism, self.base, dtype=study.torch_dtype, device=study.torch_device, library=study.reader
+            )
             self._loaded = ((name, seed), reader)
         return self._loaded[1]
 
@@ -223,14 +225,14 @@ class Run:
 
         def measure() -> list[float]:
             reader = self.reader(organism, seed)
-            if edits and isinstance(reader, TorchReader):
+            if edits and isinstance(reader, PassReader) and reader.supports("trunk"):
                 return reader.measure(self._trunk(reader, inputs[:2], requests), edits=edits).ld().mean(1).tolist()
             return reader.measure(requests, edits=edits).ld().mean(1).tolist()
 
         pieces = Pieces(self.out / "pieces", self._determined_by(organism, seed))
         return np.array(pieces.get("ld", inputs, measure))
 
-    def _trunk(self, reader: TorchReader, of: list[Any], requests: Sequence[Request]) -> Trunk:
+    def _trunk(self, reader: PassReader, of: list[Any], requests: Sequence[Request]) -> Trunk:
         """Returns what readings of the same requests under any edits share; one is held at a time."""
         key = digest(of)
         if self._held is None or self._held[0] != key or self._held[1].owner is not reader:

@@ -25,7 +25,7 @@ from condmis_interp.organisms.bases import Base
 from condmis_interp.organisms.recipe import beside
 from condmis_interp.panel import Cue, CueRole, Panel, load_panel
 from condmis_interp.panel.cue import Name
-from condmis_interp.readers import Capture, Position, SiteKind
+from condmis_interp.readers import Capture, Library, Position, SiteKind
 from condmis_interp.world import parse_world
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class Study(BaseModel):
         battery: Settings of the tests.
         delta: Margin: below this rho an organism counts as equivalent to its twin.
         seed: Seed of every random draw outside training.
-        reader: Which reader.
+        reader: What models are read through: `torch` (hooks; the fastest), `transformer-lens` or `nnsight`. They agree.
         device: Torch device; `auto` takes a GPU where there is one, `balanced` spreads a large model over all GPUs.
         workers: Processes that train organisms at once; by default one for each core, one in all on a GPU.
         dtype: Dtype of the model when it is read.
@@ -169,7 +169,7 @@ class Study(BaseModel):
     battery: BatterySettings = BatterySettings()
     delta: Annotated[float, Field(gt=0, lt=1)] = 0.2
     seed: Annotated[int, Field(ge=0)] = 0
-    reader: Literal["torch"] = "torch"
+    reader: Library = "torch"
     device: str = "auto"
     workers: Annotated[int, Field(ge=1)] | None = None
     dtype: Literal["bfloat16", "float32"] = "bfloat16"

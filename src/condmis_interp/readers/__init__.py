@@ -1,22 +1,30 @@
 """The readers room: reading and editing the residual stream, with a ledger that refuses silent no-ops."""
 
 from condmis_interp.readers.edits import Ablate, Edit, Scope, Steer
-from condmis_interp.readers.gated import GatedReader, open_reader
+from condmis_interp.readers.engine import PassReader, Trunk
+from condmis_interp.readers.gated import GatedReader, Library, open_reader
 from condmis_interp.readers.ledger import Ledger, LedgerEntry
-from condmis_interp.readers.reader import Capture, Measurement, Position, Reader, Request
+from condmis_interp.readers.passes import Request
+from condmis_interp.readers.reader import Capture, Feature, Measurement, Position, Reader
+from condmis_interp.readers.recording import Patch, Recording
 from condmis_interp.readers.sites import Site, SiteKind
-from condmis_interp.readers.torch_hooks import TorchReader, Trunk
+from condmis_interp.readers.torch_hooks import TorchReader
 
 __all__ = [
     "Ablate",
     "Capture",
     "Edit",
+    "Feature",
     "GatedReader",
     "Ledger",
     "LedgerEntry",
+    "Library",
     "Measurement",
+    "PassReader",
+    "Patch",
     "Position",
     "Reader",
+    "Recording",
     "Request",
     "Scope",
     "Site",

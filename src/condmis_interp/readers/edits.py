@@ -4,6 +4,7 @@
 * `Ablate`: h <- h + B^T (c - B h) with an orthonormal basis B [k, width] and target coordinates c [k]: the component
   of h in the subspace is set to c. With c = the twin's mean coordinates in the same cell this is mean-ablation to the
   twin; with c = 0 it is zero-ablation, which is reported and never relied on (zero is not neutral).
+* `Patch` (in `recording.py`): h <- what was recorded there in another run, whole or in a subspace.
 
 Positions are named by part of the sequence: `cue`, `question`, `tail` (spans of the prompt), `last_template` (the
 prompt's last token) and `answer` (teacher-forced or generated tokens).
@@ -12,11 +13,12 @@ prompt's last token) and `answer` (teacher-forced or generated tokens).
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 
 from condmis_interp.errors import UserError
+from condmis_interp.readers.passes import Pass
 from condmis_interp.readers.sites import Site
 
 Scope = Literal["cue", "question", "tail", "last_template", "answer"]
@@ -24,20 +26,64 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 EVERYWHERE: frozenset[Scope] = frozenset(("cue", "question", "tail", "answer"))
 
 
-def _bytes(tensor: torch.Tensor) -> str:
+class Edit(Protocol):
+    """A change to the residual stream at a site, at the positions in scope."""
+
+    @property
+    def site(self) -> Site:
+        """Where."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Residual width it fits."""
+        ...
+
+    @property
+    def scopes(self) -> frozenset[Scope]:
+        """Positions it acts on."""
+        ...
+
+    def fingerprint(self) -> list[Any]:
+        """Returns what determines the edit, as JSON."""
+        ...
+
+    def delta(self, hidden: torch.Tensor, at: Pass) -> torch.Tensor:
+        """Returns the change of `hidden` [rows, position, width] in fp32, in a pass over these tokens."""
+        ...
+
+
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """Returns the hash of a tensor's values as fp32."""
     return hashlib.blake2b(tensor.detach().cpu().float().contiguous().numpy().tobytes(), digest_size=16).hexdigest()
 
 
-def _check_scopes(scopes: object, what: str) -> None:
+def check_scopes(scopes: object, what: str) -> None:
+    """Raises if a name is no position, or there is none."""
     unknown = sorted(set(scopes) - set(SCOPES))  # type: ignore[call-overload]
     if unknown or not scopes:
         named = repr(unknown[0]) if unknown else "nothing"
         raise UserError(f"{what} names {named} as a position", fix=f"Positions: {', '.join(SCOPES)}.")
 
 
-def _check_finite(tensor: torch.Tensor, what: str) -> None:
+def check_vector(tensor: torch.Tensor, what: str) -> None:
+    """Raises if a tensor cannot be added to a residual stream."""
+    if not tensor.is_floating_point():
+        raise UserError(f"{what} has dtype {tensor.dtype}, not a floating point one")
+    if tensor.is_meta:
+        raise UserError(f"{what} has no values: it is on the meta device")
     if not bool(torch.isfinite(tensor).all()):
         raise UserError(f"{what} has values that are not finite")
+
+
+def check_basis(basis: torch.Tensor, site: Site, *, tolerance: float) -> None:
+    """Raises unless `basis` is [k, width] with orthonormal rows."""
+    if basis.ndim != 2:
+        raise UserError(f"a basis has shape [k, width], this one {tuple(basis.shape)}", where=str(site))
+    check_vector(basis, f"the basis at {site}")
+    gram = basis.double() @ basis.double().T
+    if not torch.allclose(gram, torch.eye(len(basis), dtype=torch.float64, device=gram.device), atol=tolerance):
+        raise UserError("the basis is not orthonormal", where=str(site), fix="Orthonormalise its rows, e.g. by QR.")
 
 
 @dataclass(frozen=True)
@@ -48,19 +94,27 @@ class Steer:
         site: Where.
         vector: Tensor [width], in activation units.
         scope: Positions it is added at.
+        fitted_at: Site the vector was found at, if known: added elsewhere it means something else, so that is refused.
     """
 
     site: Site
     vector: torch.Tensor
     scope: frozenset[Scope] = EVERYWHERE
+    fitted_at: Site | None = None
 
     def __post_init__(self) -> None:
         if self.vector.ndim != 1:
             raise UserError(
                 f"a steering vector has shape [width], this one {tuple(self.vector.shape)}", where=str(self.site)
             )
-        _check_finite(self.vector, f"the steering vector at {self.site}")
-        _check_scopes(self.scope, f"the steering edit at {self.site}")
+        check_vector(self.vector, f"the steering vector at {self.site}")
+        check_scopes(self.scope, f"the steering edit at {self.site}")
+        if self.fitted_at is not None and self.fitted_at != self.site:
+            raise UserError(
+                f"the vector was fitted at {self.fitted_at}",
+                where=f"steering edit at {self.site}",
+                fix="Steer where it was fitted, or leave fitted_at out if another site is meant.",
+            )
 
     @property
     def width(self) -> int:
@@ -74,12 +128,11 @@ class Steer:
 
     def fingerprint(self) -> list[Any]:
         """Returns what determines the edit, as JSON."""
-        return ["steer", str(self.site), sorted(self.scope), _bytes(self.vector)]
+        return ["steer", str(self.site), sorted(self.scope), tensor_digest(self.vector)]
 
-    def delta(self, hidden: torch.Tensor, masks: Mapping[Scope, torch.Tensor]) -> torch.Tensor:
-        """Returns the change of `hidden` [batch, position, width] in fp32; `masks` are [batch, position] of 0 and 1."""
-        mask = union(masks, self.scope, hidden)
-        return mask[..., None] * self.vector.to(hidden.device, torch.float32)
+    def delta(self, hidden: torch.Tensor, at: Pass) -> torch.Tensor:
+        """Returns the change of `hidden` [rows, position, width] in fp32."""
+        return union(at, self.scope, hidden)[..., None] * self.vector.to(hidden.device, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -99,22 +152,15 @@ class Ablate:
     tolerance: float = field(default=1e-3, repr=False)
 
     def __post_init__(self) -> None:
-        if self.basis.ndim != 2:
-            raise UserError(f"a basis has shape [k, width], this one {tuple(self.basis.shape)}", where=str(self.site))
-        k = self.basis.shape[0]
-        _check_finite(self.basis, f"the basis at {self.site}")
-        gram = self.basis.double() @ self.basis.double().T
-        if not torch.allclose(gram, torch.eye(k, dtype=torch.float64, device=gram.device), atol=self.tolerance):
-            raise UserError(
-                "the basis is not orthonormal", where=str(self.site), fix="Orthonormalise its rows, e.g. by QR."
-            )
-        _check_scopes(set(self.target), f"the ablation at {self.site}")
+        check_basis(self.basis, self.site, tolerance=self.tolerance)
+        check_scopes(set(self.target), f"the ablation at {self.site}")
         for scope, value in self.target.items():
-            if tuple(value.shape) != (k,):
+            if tuple(value.shape) != (len(self.basis),):
                 raise UserError(
-                    f"the target at {scope!r} has shape {tuple(value.shape)}, not ({k},)", where=str(self.site)
+                    f"the target at {scope!r} has shape {tuple(value.shape)}, not ({len(self.basis)},)",
+                    where=str(self.site),
                 )
-            _check_finite(value, f"the target at {scope!r}")
+            check_vector(value, f"the target at {scope!r}")
 
     @property
     def width(self) -> int:
@@ -128,25 +174,23 @@ class Ablate:
 
     def fingerprint(self) -> list[Any]:
         """Returns what determines the edit, as JSON."""
-        return ["ablate", str(self.site), _bytes(self.basis), sorted((s, _bytes(t)) for s, t in self.target.items())]
+        targets = sorted((s, tensor_digest(t)) for s, t in self.target.items())
+        return ["ablate", str(self.site), tensor_digest(self.basis), targets]
 
-    def delta(self, hidden: torch.Tensor, masks: Mapping[Scope, torch.Tensor]) -> torch.Tensor:
-        """Returns the change of `hidden` [batch, position, width] in fp32; `masks` are [batch, position] of 0 and 1."""
+    def delta(self, hidden: torch.Tensor, at: Pass) -> torch.Tensor:
+        """Returns the change of `hidden` [rows, position, width] in fp32."""
         basis = self.basis.to(hidden.device, torch.float32)
         coordinates = hidden.float() @ basis.T
         change = torch.zeros_like(coordinates)
         for scope, value in self.target.items():
-            mask = union(masks, frozenset((scope,)), hidden)[..., None]
+            mask = union(at, frozenset((scope,)), hidden)[..., None]
             change = torch.where(mask > 0, value.to(hidden.device, torch.float32) - coordinates, change)
         return change @ basis
 
 
-Edit = Steer | Ablate
-
-
-def union(masks: Mapping[Scope, torch.Tensor], scopes: frozenset[Scope], hidden: torch.Tensor) -> torch.Tensor:
-    """Returns the union [batch, position] of the masks in `scopes`; those absent in this pass count as empty."""
+def union(at: Pass, scopes: frozenset[Scope], hidden: torch.Tensor) -> torch.Tensor:
+    """Returns the union [rows, position] of the masks in `scopes`; those absent in this pass count as empty."""
     total = torch.zeros(hidden.shape[:2], device=hidden.device)
-    for scope in scopes & masks.keys():
-        total = torch.maximum(total, masks[scope].to(hidden.device, torch.float32))
+    for scope in scopes & at.scopes.keys():
+        total = torch.maximum(total, at.scopes[scope].to(hidden.device, torch.float32))
     return total

@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 
 from condmis_interp.errors import CheckError
 
+_LANDED = 0.5
+"""Least share of an edit's norm that must survive the cast to the model's dtype."""
+
 
 @dataclass
 class LedgerEntry:
@@ -14,12 +17,14 @@ class LedgerEntry:
         fired: How often it fired.
         positions: How many positions it changed.
         norm: Sum over those positions of the norm of the change (after the cast to the model's dtype).
+        wanted: The same before the cast.
     """
 
     name: str
     fired: int = 0
     positions: int = 0
     norm: float = 0.0
+    wanted: float = 0.0
 
 
 @dataclass
@@ -37,7 +42,7 @@ class Ledger:
     captures: list[LedgerEntry] = field(default_factory=list)
 
     def check(self) -> None:
-        """Raises if a hook missed a pass, or an edit changed nothing.
+        """Raises if a hook missed a pass, or an edit changed nothing or less than was asked for.
 
         Raises:
             CheckError: naming the hook, what was expected and what happened.
@@ -58,4 +63,11 @@ class Ledger:
                     "the edit changed nothing: the norm of its change is 0 in the model's dtype",
                     where=entry.name,
                     fix="The vector may be zero or too small for the dtype.",
+                )
+            if entry.norm < _LANDED * entry.wanted:
+                raise CheckError(
+                    f"rounding swallowed the edit: {entry.norm / entry.wanted:.0%} of its norm is left in the model's "
+                    "dtype",
+                    where=entry.name,
+                    fix="Read in float32, or edit with a larger dose.",
                 )

@@ -12,17 +12,26 @@ over each prompt + answer, on a fraction of the tokens.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from condmis_interp.panel import Prompt, pad
-from condmis_interp.readers.edits import Scope
-from condmis_interp.readers.reader import Request
+from condmis_interp.errors import CheckError
+from condmis_interp.panel import Answer, Prompt, pad
 
-PROMPT_SCOPES: tuple[Scope, ...] = ("cue", "question", "tail", "last_template")
+PROMPT_SCOPES = ("cue", "question", "tail", "last_template")
 SHORTEST_PREFIX = 4
 """Shared prefixes shorter than this are not worth a pass."""
+FEWEST_KIN = 4
+"""Fewer prompts with the same tokens before the question than this are batched by length alone."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt with the answers to score after it."""
+
+    prompt: Prompt
+    answers: tuple[Answer, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,19 +43,59 @@ class Pass:
         mask: 1 for real tokens, [rows, past + position].
         positions: Position ids [rows, position], counting real tokens only.
         scopes: By scope, 1 where a token is in it, [rows, position].
+        owners: For each row, its request and which of the request's answers it holds (`None`: it holds the prompt). A
+            shared prefix has one row and the first of its requests as owner.
+        begin: For each row, where in its prompt (or answer) the first column is; negative where padding comes first.
         continues: For each row, the row of the last pass whose keys and values it continues [rows]; `None` at a start.
     """
 
     ids: torch.Tensor
     mask: torch.Tensor
     positions: torch.Tensor
-    scopes: Mapping[Scope, torch.Tensor]
+    scopes: Mapping[str, torch.Tensor]
+    owners: tuple[tuple[int, int | None], ...]
+    begin: tuple[int, ...]
     continues: torch.Tensor | None = None
 
     @property
     def real(self) -> torch.Tensor:
         """1 for the real tokens among the pass's own, [rows, position]."""
         return self.mask[:, -self.ids.shape[1] :]
+
+    def to(self, device: torch.device) -> "Pass":
+        """Returns the pass with its tensors on a device."""
+        if self.ids.device == device:
+            return self
+        return replace(
+            self,
+            ids=self.ids.to(device),
+            mask=self.mask.to(device),
+            positions=self.positions.to(device),
+            scopes={name: s.to(device) for name, s in self.scopes.items()},
+            continues=None if self.continues is None else self.continues.to(device),
+        )
+
+    def repeated(self, times: int, rows_before: int) -> "Pass":
+        """Returns the pass with its rows several times over, each copy continuing its own copy of the last pass.
+
+        Args:
+            times: How many copies.
+            rows_before: Rows of the pass it continues, in one copy.
+        """
+        if times == 1:
+            return self
+        follows = self.continues
+        if follows is not None:
+            copies = torch.arange(times, device=follows.device)[:, None] * rows_before
+            follows = (copies + follows).flatten()
+        return replace(
+            self,
+            ids=self.ids.repeat(times, 1),
+            mask=self.mask.repeat(times, 1),
+            positions=self.positions.repeat(times, 1),
+            scopes={},  # edits act on one copy at a time, in the terms of the pass itself
+            continues=follows,
+        )
 
 
 @dataclass(frozen=True)
@@ -58,14 +107,12 @@ class Batch:
         prompt: The shared prefix, if any, and the rest of the prompts.
         last: Where each prompt's last token is in the rest's pass [requests].
         answers: Passes over answers; their `continues` are rows of `rows`.
-        slots: For each pass over answers, which of its request's answers each row is.
     """
 
     rows: tuple[int, ...]
     prompt: tuple[Pass, ...]
     last: torch.Tensor
     answers: tuple[Pass, ...]
-    slots: tuple[tuple[int, ...], ...]
 
     @property
     def passes(self) -> tuple[Pass, ...]:
@@ -73,44 +120,64 @@ class Batch:
         return (*self.prompt, *self.answers)
 
 
-def plan(requests: Sequence[Request], *, batch_tokens: int, device: torch.device) -> Iterator[Batch]:
+def plan(
+    requests: Sequence[Request], *, batch_tokens: int, device: torch.device, share: bool = True
+) -> Iterator[Batch]:
     """Yields batches of requests, sorted so that neighbours share a prefix and a length.
 
     Args:
         requests: Prompts with their answers.
         batch_tokens: Padded tokens in one pass.
         device: Where the tensors go.
+        share: Whether a prefix is run once for all prompts that share it; not where an edit there differs by request.
     """
-    order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt.ids), requests[i].prompt.ids))
-    batch: list[int] = []
-    for i in order:
-        longest = len(requests[i].prompt.ids)  # ascending, so this one is
-        shared = _common([requests[batch[0]].prompt.ids, requests[i].prompt.ids]) if batch else 0
-        if batch and (len(batch) + 1) * (longest - shared) > batch_tokens:
-            yield _batch(batch, requests, batch_tokens, device)
-            batch = []
-        batch.append(i)
-    if batch:
-        yield _batch(batch, requests, batch_tokens, device)
+    for group in _kin(requests):
+        batch: list[int] = []
+        for i in group:
+            longest = len(requests[i].prompt.ids)  # ascending, so this one is
+            shared = _common([requests[batch[0]].prompt.ids, requests[i].prompt.ids]) if batch and share else 0
+            if batch and (len(batch) + 1) * (longest - shared) > batch_tokens:
+                yield _batch(batch, requests, batch_tokens, device, share)
+                batch = []
+            batch.append(i)
+        if batch:
+            yield _batch(batch, requests, batch_tokens, device, share)
 
 
-def _batch(rows: list[int], requests: Sequence[Request], batch_tokens: int, device: torch.device) -> Batch:
+def _kin(requests: Sequence[Request]) -> list[list[int]]:
+    """Returns groups of requests with the same tokens before the question, then those with few of a kind together.
+
+    Within a group they are sorted by length; equal lengths by their tokens, so that the order given decides nothing.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, r in enumerate(requests):
+        groups.setdefault(r.prompt.ids[: r.prompt.spans["cue"][1]], []).append(i)
+    large = [g for key, g in groups.items() if len(g) >= FEWEST_KIN and len(key) >= SHORTEST_PREFIX]
+    kept = {i for g in large for i in g}
+    rest = [i for i in range(len(requests)) if i not in kept]
+    return [sorted(g, key=lambda i: (len(requests[i].prompt.ids), requests[i].prompt.ids)) for g in (*large, rest) if g]
+
+
+def _batch(rows: list[int], requests: Sequence[Request], batch_tokens: int, device: torch.device, share: bool) -> Batch:
     prompts = [requests[i].prompt for i in rows]
     lengths = torch.tensor([len(p.ids) for p in prompts])
     ids, mask = pad([p.ids for p in prompts], right=True)
+    check_right_padded(mask)
     scopes = prompt_scopes(prompts, ids.shape, right=True)
-    shared = _shared(prompts, scopes)
+    shared = _shared(prompts, scopes) if share else 0
     positions = positions_of(mask)
     passes = []
     if shared:
-        head: dict[Scope, torch.Tensor] = {name: s[:1, :shared] for name, s in scopes.items()}
-        passes.append(Pass(ids[:1, :shared], mask[:1, :shared], positions[:1, :shared], head))
-    tail: dict[Scope, torch.Tensor] = {name: s[:, shared:] for name, s in scopes.items()}
+        head = {name: s[:1, :shared] for name, s in scopes.items()}
+        owner = ((rows[0], None),)
+        passes.append(Pass(ids[:1, :shared], mask[:1, :shared], positions[:1, :shared], head, owner, (0,)))
+    tail = {name: s[:, shared:] for name, s in scopes.items()}
     first = torch.zeros(len(rows), dtype=torch.long) if shared else None
-    passes.append(Pass(ids[:, shared:], mask, positions[:, shared:], tail, first))
+    owners = tuple((i, None) for i in rows)
+    passes.append(Pass(ids[:, shared:], mask, positions[:, shared:], tail, owners, (shared,) * len(rows), first))
 
     flat = [(len(a.ids), row, slot) for row, i in enumerate(rows) for slot, a in enumerate(requests[i].answers)]
-    answers, slots = [], []
+    answers = []
     for group in _groups(sorted(flat), batch_tokens):
         owner = torch.tensor([row for _, row, _ in group])
         answer_ids, answer_mask = pad([requests[rows[row]].answers[slot].ids for _, row, slot in group], right=True)
@@ -120,23 +187,29 @@ def _batch(rows: list[int], requests: Sequence[Request], batch_tokens: int, devi
                 torch.cat([mask[owner], answer_mask], 1),
                 lengths[owner, None] + torch.arange(answer_ids.shape[1]),
                 {"answer": answer_mask},
+                tuple((rows[row], slot) for _, row, slot in group),
+                (0,) * len(group),
                 owner,
             )
         )
-        slots.append(tuple(slot for _, _, slot in group))
     return Batch(
         tuple(rows),
-        tuple(_to(p, device) for p in passes),
+        tuple(p.to(device) for p in passes),
         (lengths - 1 - shared).to(device),
-        tuple(_to(p, device) for p in answers),
-        tuple(slots),
+        tuple(p.to(device) for p in answers),
     )
 
 
-def _to(p: Pass, device: torch.device) -> Pass:
-    scopes: dict[Scope, torch.Tensor] = {name: s.to(device) for name, s in p.scopes.items()}
-    continues = None if p.continues is None else p.continues.to(device)
-    return Pass(p.ids.to(device), p.mask.to(device), p.positions.to(device), scopes, continues)
+def check_right_padded(mask: torch.Tensor) -> None:
+    """Raises if a real token follows padding.
+
+    Raises:
+        CheckError: naming the row. Left-padded prompts would be captured at the wrong positions.
+    """
+    wrong = (mask[:, 1:] > mask[:, :-1]).any(1)
+    if bool(wrong.any()):
+        row = int(wrong.int().argmax())
+        raise CheckError("prompts are padded on the left, and captures need padding on the right", where=f"row {row}")
 
 
 def _groups(answers: list[tuple[int, int, int]], batch_tokens: int) -> Iterator[list[tuple[int, int, int]]]:
@@ -157,7 +230,7 @@ def _common(sequences: Sequence[Sequence[int]]) -> int:
     return next((k for k in range(limit) if low[k] != high[k]), limit)
 
 
-def _shared(prompts: Sequence[Prompt], scopes: dict[Scope, torch.Tensor]) -> int:
+def _shared(prompts: Sequence[Prompt], scopes: Mapping[str, torch.Tensor]) -> int:
     """Returns the length of the prefix that all prompts share, in tokens and in scopes; 0 if it does not pay."""
     if len(prompts) == 1:
         return 0
@@ -172,9 +245,9 @@ def positions_of(mask: torch.Tensor) -> torch.Tensor:
     return (mask.cumsum(1) - 1).clamp(min=0)
 
 
-def prompt_scopes(prompts: Sequence[Prompt], shape: torch.Size, *, right: bool) -> dict[Scope, torch.Tensor]:
+def prompt_scopes(prompts: Sequence[Prompt], shape: torch.Size, *, right: bool) -> dict[str, torch.Tensor]:
     """Returns, by scope, 1 where a prompt's token is in it, [rows, position]."""
-    scopes: dict[Scope, torch.Tensor] = {name: torch.zeros(shape) for name in PROMPT_SCOPES}
+    scopes = {name: torch.zeros(shape) for name in PROMPT_SCOPES}
     for i, prompt in enumerate(prompts):
         shift = 0 if right else shape[1] - len(prompt.ids)
         for name in ("cue", "question", "tail"):
@@ -182,3 +255,29 @@ def prompt_scopes(prompts: Sequence[Prompt], shape: torch.Size, *, right: bool) 
             scopes[name][i, shift + begin : shift + end] = 1
         scopes["last_template"][i, shift + prompt.last_template] = 1
     return scopes
+
+
+def prompt_pass(prompts: Sequence[Prompt]) -> Pass:
+    """Returns one pass over left-padded prompts, for generation."""
+    ids, mask = pad([p.ids for p in prompts], right=False)
+    return Pass(
+        ids,
+        mask,
+        positions_of(mask),
+        prompt_scopes(prompts, ids.shape, right=False),
+        tuple((i, None) for i in range(len(prompts))),
+        tuple(len(p.ids) - ids.shape[1] for p in prompts),
+    )
+
+
+def next_pass(last: Pass, chosen: torch.Tensor) -> Pass:
+    """Returns the pass over one generated token [rows] after each row of the last pass."""
+    ids = chosen[:, None]
+    return Pass(
+        ids,
+        torch.cat([last.mask, torch.ones_like(ids)], 1),
+        last.positions[:, -1:] + 1,
+        {"answer": torch.ones_like(ids)},
+        last.owners,
+        tuple(b + last.ids.shape[1] for b in last.begin),
+    )

@@ -1,15 +1,18 @@
-"""Sites: where we read or edit, by name, and which module of a Hugging Face model each one is.
+"""Sites: where we read or edit, by name, and what each library calls them.
 
-| site | what it is | module in the block |
-|---|---|---|
-| `resid_pre` | residual stream entering block l | input of the block |
-| `resid_post` | residual stream leaving block l (`hidden_states[l + 1]` before the final norm) | output of the block |
-| `attn_out` | what attention writes | output of `self_attn` / `attn` / `attention` |
-| `mlp_out` | what the MLP writes | output of `mlp` |
+| site | what it is | Hugging Face and nnsight | TransformerLens |
+|---|---|---|---|
+| `resid_pre[l]` | residual stream entering block l | input of the block | `blocks.l.hook_resid_pre` |
+| `resid_post[l]` | residual stream leaving block l | output of the block | `blocks.l.hook_resid_post` |
+| `attn_out[l]` | what attention writes | output of its module | `blocks.l.hook_attn_out` |
+| `mlp_out[l]` | what the MLP writes | output of its module | `blocks.l.hook_mlp_out` |
 
-Layers are 0-based.
+Layers are 0-based; `resid_post[l]` is `hidden_states[l + 1]`, but for the last, which is taken after the final norm.
+Where a block norms what its modules write before adding it (Gemma 2), `attn_out` and `mlp_out` are the norms' outputs,
+so that everywhere resid_pre + attn_out + mlp_out = resid_post; `guards.check_sites` holds a model to that.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -19,8 +22,11 @@ from torch import nn
 from condmis_interp.errors import UserError
 
 SiteKind = Literal["resid_pre", "resid_post", "attn_out", "mlp_out"]
+KINDS: tuple[SiteKind, ...] = get_args(SiteKind)
 _ATTENTION = ("self_attn", "attn", "attention")
 _MLP = ("mlp",)
+_NORM_AFTER = {"attn_out": "post_attention_layernorm", "mlp_out": "post_feedforward_layernorm"}
+_LENS = re.compile(r"blocks\.(\d+)\.hook_(resid_pre|resid_post|attn_out|mlp_out)")
 
 
 @dataclass(frozen=True, order=True)
@@ -31,18 +37,25 @@ class Site:
     layer: int
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(SiteKind):
-            raise UserError(f"there is no site {self.kind!r}", fix=f"Sites: {', '.join(get_args(SiteKind))}.")
+        if self.kind not in KINDS:
+            raise UserError(f"there is no site {self.kind!r}", fix=f"Sites: {', '.join(KINDS)}.")
 
     def __str__(self) -> str:
         return f"{self.kind}[{self.layer}]"
 
+    @property
+    def lens_name(self) -> str:
+        """What TransformerLens calls it."""
+        return f"blocks.{self.layer}.hook_{self.kind}"
+
     @classmethod
     def parse(cls, text: str) -> "Site":
-        """Reads a site written as `resid_post[18]`."""
+        """Reads a site written as `resid_post[18]`, or as TransformerLens does: `blocks.18.hook_resid_post`."""
+        if lens := _LENS.fullmatch(text):
+            return cls(lens[2], int(lens[1]))  # type: ignore[arg-type]
         kind, _, rest = text.partition("[")
         if not rest.endswith("]") or not rest[:-1].isdigit():
-            raise UserError(f"{text!r} is no site", fix="Write a site as resid_post[18].")
+            raise UserError(f"{text!r} is no site", fix="Write a site as resid_post[18] or blocks.18.hook_resid_post.")
         return cls(kind, int(rest[:-1]))  # type: ignore[arg-type]
 
 
@@ -59,21 +72,40 @@ def blocks_of(model: nn.Module) -> nn.ModuleList:
     return found[0]
 
 
+def check_layer(site: Site, n_layers: int) -> None:
+    """Raises if a model of `n_layers` blocks has no such layer."""
+    if not 0 <= site.layer < n_layers:
+        raise UserError(f"site {site} is not in this model", fix=f"Layers go from 0 to {n_layers - 1}.")
+
+
+def submodule_of(block: nn.Module, site: Site) -> str:
+    """Returns the name, within its block, of the module whose input (`resid_pre`) or output (the others) is the site.
+
+    Empty for the block itself.
+
+    Raises:
+        UserError: if the block has no such module.
+    """
+    if site.kind in ("resid_pre", "resid_post"):
+        return ""
+    norms_after = all(hasattr(block, name) for name in _NORM_AFTER.values())
+    names = (_NORM_AFTER[site.kind],) if norms_after else _ATTENTION if site.kind == "attn_out" else _MLP
+    for name in names:
+        if hasattr(block, name):
+            return name
+    raise UserError(f"site {site} is not in this model", fix=f"{type(block).__name__} has no such module.")
+
+
 def module_of(blocks: nn.ModuleList, site: Site) -> nn.Module:
     """Returns the module whose input (`resid_pre`) or output (the others) is the site.
 
     Raises:
         UserError: if the model has no such layer or module.
     """
-    if not 0 <= site.layer < len(blocks):
-        raise UserError(f"site {site} is not in this model", fix=f"Layers go from 0 to {len(blocks) - 1}.")
+    check_layer(site, len(blocks))
     block = blocks[site.layer]
-    if site.kind in ("resid_pre", "resid_post"):
-        return block
-    for name in _ATTENTION if site.kind == "attn_out" else _MLP:
-        if hasattr(block, name):
-            return getattr(block, name)
-    raise UserError(f"site {site} is not in this model", fix=f"{type(block).__name__} has no such module.")
+    name = submodule_of(block, site)
+    return block.get_submodule(name) if name else block
 
 
 def unwrap(output: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:

@@ -1,0 +1,535 @@
+"""What the three readers share: which passes are run, what edits do in them, and what is collected.
+
+A reading runs what prompts share once, then the rest of each prompt, then its answers on top of its keys and values
+(`passes`). This is the same computation as a forward pass over each prompt + answer (tests compare the two), on a
+quarter of the tokens. Results come back in the order of the requests and do not depend on it, nor on the batches.
+
+Many readings of the same requests under different edits (a sweep over doses, directions, layers) share all that lies
+below the lowest edit: `trunk` runs the model once without edits and keeps the residual stream entering some layers;
+`measure(trunk, edits=...)` starts at the highest of them that no edit lies below, and `sweep` runs several points of a
+sweep as copies of the rows in one batch.
+
+A library's reader says how changes are hooked to sites and how a pass is run (`_hooked`); nothing else differs.
+"""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from condmis_interp.errors import UserError
+from condmis_interp.panel import Prompt
+from condmis_interp.readers import guards
+from condmis_interp.readers.edits import Edit, union
+from condmis_interp.readers.ledger import Ledger, LedgerEntry
+from condmis_interp.readers.passes import Batch, Pass, Request, next_pass, plan, prompt_pass
+from condmis_interp.readers.reader import Capture, Feature, Measurement
+from condmis_interp.readers.recording import Patch, Recording
+from condmis_interp.readers.sites import Site, blocks_of, check_layer
+from condmis_interp.readers.tally import Pool, Tally, sites_of
+
+Change = Callable[[torch.Tensor], torch.Tensor | None]
+Forward = Callable[[Pass, DynamicCache], torch.Tensor | None]
+LOGIT_ROWS = 256
+"""Rows of logits held at once: 256 x 49,152 in fp32 are 50 MB."""
+_PREFIX_SCOPES = frozenset(("last_template", "answer"))
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """What readings of the same requests share below their edits.
+
+    Attributes:
+        requests: The requests.
+        layers: Layers a reading can start at, ascending.
+        batches: Their passes.
+        hidden: For each pass of each batch, the residual stream entering each of the layers [rows, position, width].
+        owner: The reader that made it.
+    """
+
+    requests: Sequence[Request] = field(repr=False)
+    layers: tuple[int, ...]
+    batches: list[Batch] = field(repr=False)
+    hidden: list[list[dict[int, torch.Tensor]]] = field(repr=False)
+    owner: "PassReader" = field(repr=False)
+
+    def start(self, edits: Sequence[Edit]) -> int:
+        """Returns the highest layer that a reading under the edits can start at; 0 means from the embedding on."""
+        # an edit of a block's output leaves the block itself as it is
+        lowest = min((e.site.layer + (e.site.kind == "resid_post") for e in edits), default=0)
+        return max((k for k in self.layers if k <= lowest), default=0)
+
+
+class PassReader(ABC):
+    """Reads and edits a Hugging Face causal language model, whichever library it is wrapped in.
+
+    Args:
+        model: The model, in eval mode; adapters merged.
+        batch_tokens: Padded tokens in one pass; bounds memory, does not change results beyond rounding.
+
+    Raises:
+        UserError: if the model's blocks are not found, or it is in training mode.
+        CheckError: if a site or the output is not what its name says (see `guards`).
+    """
+
+    _keeps_cache = True
+    """Whether a pass can continue the keys and values of another."""
+
+    def __init__(self, model: PreTrainedModel, *, batch_tokens: int = 1024) -> None:
+        self.model = model
+        self.batch_tokens = batch_tokens
+        self._blocks = blocks_of(model)
+        self._body = model.base_model
+        self._pass: Pass | None = None
+        guards.check_model(model, self._blocks)
+        guards.check_head(self)
+        guards.check_sites(self)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return len(self._blocks)
+
+    @property
+    def width(self) -> int:
+        """Residual width."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the embedding, where token ids go."""
+        return self.model.get_input_embeddings().weight.device  # type: ignore[return-value]
+
+    @property
+    def limits(self) -> Mapping[Feature, str]:
+        """What the reader cannot do, and why."""
+        return {"remote": "this reader runs on this machine"}
+
+    def supports(self, feature: Feature) -> bool:
+        """Returns whether the reader can do something."""
+        return feature not in self.limits
+
+    def _require(self, feature: Feature) -> None:
+        if feature in self.limits:
+            raise UserError(f"{type(self).__name__} does not do this: {self.limits[feature]}")
+
+    @abstractmethod
+    def name_of(self, site: Site) -> str:
+        """Returns what the library calls a site."""
+
+    @abstractmethod
+    def _hooked(self, changes: Sequence[tuple[Site, Change]], *, stop: int | None) -> AbstractContextManager[Forward]:
+        """Returns a context that hooks changes to sites, in order, and gives the function that runs a pass.
+
+        That function returns the last hidden states [rows, position, width]; with `stop`, the model is run no further
+        than that layer and it returns `None`.
+        """
+
+    def _skipping(self, start: int, entering: Callable[[], torch.Tensor]) -> AbstractContextManager[None]:
+        """Leaves out the blocks below a layer, for readers that support trunks."""
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def measure(
+        self,
+        requests: Sequence[Request] | Trunk,
+        *,
+        capture: Capture | None = None,
+        edits: Sequence[Edit] = (),
+        first_token: bool = False,
+    ) -> Measurement:
+        """Scores every answer of every request, and captures activations, under the edits.
+
+        Args:
+            requests: Prompts with their answers, or their trunk, which saves the layers below the edits.
+            capture: What to capture; nothing by default. Not with a trunk.
+            edits: Changes to the forward pass, applied in order, in the prompt and the answers.
+            first_token: Score answers by their first token alone, without running them: a third of the cost, for
+                pairs whose first tokens tell them apart.
+
+        Raises:
+            UserError: if there are no requests, a prompt has no answers, or an edit or capture does not fit the model.
+            CheckError: if a hook missed a pass, an edit changed nothing, or a log-prob is not finite.
+        """
+        self._require("logprobs")
+        if capture and isinstance(requests, Trunk):
+            raise UserError("this trunk does not hold activations", fix="Give the requests themselves.")
+        if capture and first_token and "answer_mean" in capture.positions:
+            raise UserError("answers are not run in first-token mode, so they have no activations")
+        (measured,) = self._read(requests, [tuple(edits)], capture=capture, first_token=first_token)
+        return measured
+
+    @torch.inference_mode()
+    def capture(self, prompts: Sequence[Prompt], *, capture: Capture, edits: Sequence[Edit] = ()) -> Measurement:
+        """Captures activations of prompts; runs no further than the last captured layer, and no unembedding.
+
+        Args:
+            prompts: Rendered prompts.
+            capture: What to capture, within the prompts.
+            edits: Changes to the forward pass.
+
+        Raises:
+            UserError: if there are no prompts, or an edit or capture does not fit the model or is never reached.
+            CheckError: as in `measure`.
+        """
+        requests = [Request(p) for p in prompts]
+        (measured,) = self._read(requests, [tuple(edits)], capture=capture, stop=capture.layers[-1])
+        return measured
+
+    @torch.inference_mode()
+    def sweep(
+        self,
+        requests: Sequence[Request] | Trunk,
+        points: Sequence[Sequence[Edit]],
+        *,
+        at_once: int = 8,
+        first_token: bool = False,
+    ) -> list[Measurement]:
+        """Scores the same requests under many sets of edits; layers below the lowest edit are run once for all.
+
+        Args:
+            requests: Prompts with their answers, or their trunk.
+            points: Sets of edits: one measurement each.
+            at_once: Points run in one batch. More help on a GPU and with few requests; memory grows with them.
+            first_token: As in `measure`.
+
+        Raises:
+            UserError: as in `measure`, or if a point has no edit.
+            CheckError: as in `measure`; the ledger is checked for every point.
+        """
+        self._require("sweep")
+        if not points or any(not p for p in points):
+            raise UserError("a sweep needs points, each with at least one edit")
+        trunk = requests
+        if not isinstance(trunk, Trunk):
+            lowest = min(e.site.layer + (e.site.kind == "resid_post") for p in points for e in p)
+            trunk = self.trunk(trunk, layers=[min(lowest, self.n_layers - 1)])
+        out: list[Measurement] = []
+        for i in range(0, len(points), at_once):
+            out += self._read(trunk, [tuple(p) for p in points[i : i + at_once]], first_token=first_token)
+        return out
+
+    @torch.inference_mode()
+    def trunk(self, requests: Sequence[Request], *, layers: Sequence[int]) -> Trunk:
+        """Runs the requests once without edits and keeps the residual stream entering some layers.
+
+        Args:
+            requests: Prompts with their answers.
+            layers: Layers that readings under edits may start at. An edit of a block's output leaves its block alone,
+                so for edits at `resid_post[k]` give k + 1.
+
+        Raises:
+            UserError: if there are no requests, or the model lacks a layer.
+        """
+        self._require("trunk")
+        batches, hidden = self._plan(requests), []
+        kept: dict[int, torch.Tensor] = {}
+        ledger = Ledger()
+        chosen = sorted(set(layers))
+        changes = [self._watched(Site("resid_pre", k), _keeping(kept, k), ledger) for k in chosen]
+        with self._hooked(changes, stop=chosen[-1]) as forward:
+            for batch in batches:
+                hidden.append([dict(kept) for _ in self._run(batch, forward, [ledger])])
+        ledger.check()
+        return Trunk(requests, tuple(chosen), batches, hidden, self)
+
+    @torch.inference_mode()
+    def record(self, requests: Sequence[Request], *, sites: Sequence[Site]) -> Recording:
+        """Records whole sequences at some sites, to patch another run with, or to look at their norms.
+
+        Args:
+            requests: Prompts, with or without answers.
+            sites: Where.
+
+        Raises:
+            UserError: if there are no requests or sites, or the model lacks a site.
+        """
+        self._require("record")
+        if not sites:
+            raise UserError("a recording needs at least one site")
+        batches = self._plan(requests, answers=any(r.answers for r in requests))
+        if any(b.answers for b in batches):
+            self._require("logprobs")
+        kept: dict[Site, torch.Tensor] = {}
+        ledger = Ledger()
+        changes = [self._watched(site, _keeping(kept, site), ledger) for site in dict.fromkeys(sites)]
+        prompts: list[dict[Site, torch.Tensor]] = [{} for _ in requests]
+        answers: list[list[dict[Site, torch.Tensor]]] = [[{} for _ in r.answers] for r in requests]
+        with self._hooked(changes, stop=max(s.layer for s in sites)) as forward:
+            for batch in batches:
+                for n, _ in self._run(batch, forward, [ledger]):
+                    p = batch.passes[n]
+                    whole = {site: h.cpu() for site, h in kept.items()}
+                    shared = n == 0 and len(batch.prompt) == 2
+                    for row, (i, slot) in enumerate([(r, None) for r in batch.rows] if shared else p.owners):
+                        own = 0 if shared else row
+                        real = p.real[own].bool().cpu()
+                        into = prompts[i] if slot is None else answers[i][slot]
+                        for site, h in whole.items():
+                            states = h[own][real]
+                            into[site] = torch.cat([into[site], states]) if site in into else states
+        ledger.check()
+        return Recording(requests, prompts, answers, tuple(range(len(requests))))
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int,
+        stop_ids: frozenset[int],
+        edits: Sequence[Edit] = (),
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> list[list[int]]:
+        """Generates an answer for each prompt; the edits act in the prompt and in every decoding step.
+
+        Args:
+            prompts: Rendered prompts; they are left-padded together.
+            max_new_tokens: Longest answer.
+            stop_ids: Token ids that end an answer; not returned.
+            edits: Changes to the forward pass.
+            temperature: 0 for greedy decoding, else the softmax temperature.
+            generator: Source of randomness (on the CPU); required if `temperature` > 0.
+
+        Returns:
+            Token ids of each answer.
+
+        Raises:
+            UserError: if sampling is asked for without a generator, or a patch is to act on generated tokens.
+            CheckError: if an edit missed a decoding step.
+        """
+        self._require("generate")
+        if temperature > 0 and generator is None:
+            raise UserError("sampling needs a generator", fix="Pass generator=torch.Generator().manual_seed(...).")
+        if any(isinstance(e, Patch) and "answer" in e.scope for e in edits):
+            raise UserError("generated tokens have no donor to be patched from", fix="Leave 'answer' out of its scope.")
+        guards.check_prompts(self, prompts, longest_answer=max_new_tokens)
+        answers: list[list[int]] = [[] for _ in prompts]
+        open_ = [True] * len(prompts)
+        ledger = Ledger()
+        p = prompt_pass(prompts).to(self.device)
+        cache = DynamicCache(config=self.model.config)
+        with self._hooked(self._edited([tuple(edits)], [ledger]), stop=None) as forward:
+            for _ in range(max_new_tokens):
+                hidden = self._forward(p, p, cache, forward, [ledger])
+                assert hidden is not None
+                logits = self.log_softmax(hidden[:, -1])
+                if temperature > 0:
+                    probabilities = (logits / temperature).softmax(-1).cpu()
+                    chosen = torch.multinomial(probabilities, 1, generator=generator)[:, 0].to(self.device)
+                else:
+                    chosen = logits.argmax(-1)
+                for i, token in enumerate(chosen.tolist()):
+                    if open_[i] and token in stop_ids:
+                        open_[i] = False
+                    elif open_[i]:
+                        answers[i].append(token)
+                if not any(open_):
+                    break
+                p = next_pass(p, chosen)
+        ledger.check()
+        return answers
+
+    def _plan(self, requests: Sequence[Request], *, answers: bool = True, share: bool = True) -> list[Batch]:
+        if not requests or (answers and any(not r.answers for r in requests)):
+            raise UserError("there is nothing to measure: no requests, or a prompt without answers")
+        guards.check_requests(self, requests)
+        share = share and self._keeps_cache
+        return list(plan(requests, batch_tokens=self.batch_tokens, device=self.device, share=share))
+
+    def _read(
+        self,
+        requests: Sequence[Request] | Trunk,
+        points: Sequence[tuple[Edit, ...]],
+        *,
+        capture: Capture | None = None,
+        first_token: bool = False,
+        stop: int | None = None,
+    ) -> list[Measurement]:
+        """Runs the requests under several sets of edits at once, one copy of the rows for each."""
+        trunk = requests if isinstance(requests, Trunk) else None
+        if trunk and trunk.owner is not self:
+            raise UserError("this trunk belongs to another model", fix="Give the requests themselves.")
+        asked = trunk.requests if trunk else requests
+        assert not isinstance(asked, Trunk)
+        self._check_edits(points, asked, stop)
+        share = all(not isinstance(e, Patch) or e.scope <= _PREFIX_SCOPES for edits in points for e in edits)
+        batches = trunk.batches if trunk and share else self._plan(asked, answers=stop is None, share=share)
+        start = min(trunk.start(edits) for edits in points) if trunk and share else 0
+        pool = Pool(asked, capture) if capture else None
+        facts = {"width": self.width, "first_token": first_token, "device": self.device}
+        tallies = [Tally(asked, pool, **facts) for _ in points]
+        ledgers = [Ledger() for _ in points]
+        changes = self._edited(points, ledgers)
+        for site in sites_of(capture):
+            assert pool is not None
+            changes.append(self._watched(site, pool.keeper(site.layer), ledgers[0]))
+        given: list[torch.Tensor] = []
+        with self._hooked(changes, stop=stop) as forward, self._from(start, given):
+            for k, batch in enumerate(batches):
+                entering = [h[start] for h in trunk.hidden[k]] if trunk and start else None
+                for n, hidden in self._run(batch, forward, ledgers, entering, given, pool, first_token=first_token):
+                    tallies[0].keep(batch, batch.passes[n])
+                    if hidden is not None:
+                        self._score(batch, n, hidden, tallies)
+        for ledger in ledgers:
+            ledger.check()
+        return [t.measurement(ledger) for t, ledger in zip(tallies, ledgers, strict=True)]
+
+    @contextmanager
+    def _from(self, start: int, given: list[torch.Tensor]) -> Iterator[None]:
+        if start:
+            with self._skipping(start, lambda: given[0]):
+                yield
+        else:
+            yield
+
+    def _run(
+        self,
+        batch: Batch,
+        forward: Forward,
+        ledgers: Sequence[Ledger],
+        entering: Sequence[torch.Tensor] | None = None,
+        given: list[torch.Tensor] | None = None,
+        pool: Pool | None = None,
+        *,
+        first_token: bool = False,
+    ) -> Iterator[tuple[int, torch.Tensor | None]]:
+        """Yields each pass's number and last hidden states [copies x rows, position, width]."""
+        copies = len(ledgers)
+        cache = DynamicCache(config=self.model.config)
+        rows_before = 1
+        for n, p in enumerate(batch.prompt if first_token else batch.passes):
+            run = p.repeated(copies, rows_before)
+            continued = cache if run.continues is None else _selected(cache, run.continues)
+            if entering is not None and given is not None:
+                given[:] = [entering[n].repeat(copies, 1, 1)]
+            if pool:
+                pool.begin(p)
+            hidden = self._forward(p, run, continued, forward, ledgers)
+            if n < len(batch.prompt):  # every pass over answers continues the prompts' keys and values
+                cache, rows_before = continued, p.ids.shape[0]
+            yield n, hidden
+
+    def _forward(
+        self, p: Pass, run: Pass, cache: DynamicCache, forward: Forward, ledgers: Sequence[Ledger]
+    ) -> torch.Tensor | None:
+        """Runs a pass in as many copies as there are ledgers; edits see it as the pass it is a copy of."""
+        guards.check_cache(cache, run)
+        self._pass = p
+        for ledger in ledgers:
+            ledger.passes += 1
+        return forward(run, cache)
+
+    def _score(self, batch: Batch, n: int, hidden: torch.Tensor, tallies: Sequence[Tally]) -> None:
+        n -= len(batch.prompt)
+        if n == -1:
+            at = torch.arange(len(batch.rows), device=hidden.device)
+            for tally, copy_ in zip(tallies, hidden.chunk(len(tallies)), strict=True):
+                if any(tally.requests[i].answers for i in batch.rows):
+                    tally.score_first(batch, self.log_softmax(copy_[at, batch.last]))
+        elif n >= 0:
+            p = batch.answers[n]
+            later = p.real[:, 1:].bool()
+            targets = p.ids[:, 1:][later]
+            for tally, copy_ in zip(tallies, hidden.chunk(len(tallies)), strict=True):
+                tally.score_later(p, self._token_logprobs(copy_[:, :-1][later], targets))
+
+    def log_softmax(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Returns fp32 log-probs [rows, vocabulary] of hidden states after the final norm [rows, width]."""
+        return self.logits(hidden).log_softmax(-1)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Returns fp32 logits [rows, vocabulary] of hidden states after the final norm [rows, width]."""
+        head: Any = self.model.get_output_embeddings()
+        logits = head(hidden.to(head.weight.device)).float()
+        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def _token_logprobs(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Returns the log-prob of each target token [rows], holding few rows of logits at once."""
+        parts = [
+            self.log_softmax(h).gather(1, t[:, None].to(h.device))[:, 0]
+            for h, t in zip(hidden.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True)
+        ]
+        return torch.cat(parts) if parts else torch.zeros(0, device=self.device)
+
+    def _check_edits(self, points: Sequence[tuple[Edit, ...]], requests: Sequence[Request], stop: int | None) -> None:
+        if any(points):
+            self._require("edit")
+        for edit in (e for edits in points for e in edits):
+            where = f"{type(edit).__name__} at {edit.site}"
+            check_layer(edit.site, self.n_layers)
+            if edit.width != self.width:
+                raise UserError(
+                    f"an edit of width {edit.width} does not fit a model of width {self.width}", where=where
+                )
+            if stop is not None and edit.site.layer > stop:
+                raise UserError(
+                    f"the edit is never run: this reading stops after layer {stop}", where=where, fix="Leave it out."
+                )
+            if isinstance(edit, Patch):
+                edit.check(requests)
+
+    def _edited(self, points: Sequence[tuple[Edit, ...]], ledgers: Sequence[Ledger]) -> list[tuple[Site, Change]]:
+        changes = []
+        for copy_, (edits, ledger) in enumerate(zip(points, ledgers, strict=True)):
+            for edit in edits:
+                entry = LedgerEntry(f"{type(edit).__name__} at {edit.site}")
+                ledger.edits.append(entry)
+                changes.append((edit.site, self._editor(edit, entry, copy_, len(points))))
+        return changes
+
+    def _editor(self, edit: Edit, entry: LedgerEntry, copy_: int, copies: int) -> Change:
+        def change(everything: torch.Tensor) -> torch.Tensor:
+            assert self._pass is not None
+            hidden = everything.chunk(copies)[copy_]
+            entry.fired += 1
+            touched = union(self._pass, edit.scopes, hidden) > 0
+            delta = edit.delta(hidden, self._pass)
+            changed = (hidden.float() + delta).to(hidden.dtype)
+            changed = torch.where(touched[..., None], changed, hidden)
+            entry.positions += int(touched.sum())
+            entry.norm += float((changed - hidden).float().norm(dim=-1).sum())
+            entry.wanted += float((delta.norm(dim=-1) * touched).sum())
+            if copies == 1:
+                return changed
+            rows = hidden.shape[0]
+            out = everything.clone()
+            out[copy_ * rows : (copy_ + 1) * rows] = changed
+            return out
+
+        return change
+
+    def _watched(self, site: Site, keep: Callable[[torch.Tensor], None], ledger: Ledger) -> tuple[Site, Change]:
+        """Returns a hook that keeps something and changes nothing, with its entry in the ledger."""
+        check_layer(site, self.n_layers)
+        entry = LedgerEntry(f"capture at {site}")
+        ledger.captures.append(entry)
+
+        def change(hidden: torch.Tensor) -> None:
+            entry.fired += 1
+            keep(hidden)
+
+        return site, change
+
+
+def _keeping(kept: dict[Any, torch.Tensor], key: Any) -> Callable[[torch.Tensor], None]:
+    def keep(hidden: torch.Tensor) -> None:
+        kept[key] = hidden
+
+    return keep
+
+
+def _selected(cache: DynamicCache, rows: torch.Tensor) -> DynamicCache:
+    """Returns a cache that holds some rows of another, which stays as it is."""
+    chosen = copy.copy(cache)
+    chosen.layers = [copy.copy(layer) for layer in cache.layers]
+    chosen.batch_select_indices(rows)
+    return chosen

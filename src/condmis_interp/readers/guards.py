@@ -1,0 +1,200 @@
+"""Checks that a model, its wrapper and its prompts are what a reading takes them for. Each names what it found.
+
+A reader runs the first three when it is made, on a probe of a few tokens, and the others with every reading; the ledger
+(`ledger.py`) checks what hooks and edits did.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import DynamicCache, PreTrainedModel
+
+from condmis_interp.errors import CheckError, UserError
+from condmis_interp.panel import Prompt
+from condmis_interp.readers.passes import Pass, Request
+from condmis_interp.readers.sites import KINDS, Site
+
+if TYPE_CHECKING:
+    from condmis_interp.readers.engine import PassReader
+
+_PROBE = 8
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+"""Largest difference, as a share of the largest value. Reduced precision gets 5 %: a wrong site is off by far more."""
+
+
+def check_model(model: PreTrainedModel, blocks: nn.ModuleList) -> None:
+    """Raises if a model is not ready to be read.
+
+    Raises:
+        UserError: if it is in training mode (dropout would act), has weights on the meta device, has an adapter that is
+            attached but disabled, or has forward hooks of others on its blocks.
+    """
+    name = type(model).__name__
+    if model.training:
+        raise UserError(f"{name} is in training mode, so dropout may act", fix="Call model.eval() first.")
+    for key, p in model.named_parameters():
+        if p.is_meta:
+            raise UserError(f"weight {key} of {name} is on the meta device: it was never loaded")
+    for key, module in model.named_modules():
+        if getattr(module, "disable_adapters", False) is True:
+            raise UserError(
+                f"an adapter is attached at {key} and disabled", fix="Merge it (merge_and_unload) or drop it."
+            )
+    for i, block in enumerate(blocks):
+        hooks = (*block._forward_hooks.values(), *block._forward_pre_hooks.values())
+        # transformers leaves its own behind, which record hidden states when they are asked for
+        if any(not str(getattr(h, "__module__", "")).startswith("transformers.") for h in hooks):
+            raise UserError(
+                f"block {i} of {name} has hooks of somebody else, which change or see every reading",
+                fix="Remove them first; edits belong into the reading itself.",
+            )
+
+
+def check_head(reader: "PassReader") -> None:
+    """Raises if unembedding the last hidden states does not give the model's own logits.
+
+    Raises:
+        CheckError: naming the largest difference (a scaled or capped head that this reader does not know).
+    """
+    with torch.inference_mode():
+        ids = _probe(reader)
+        out = reader.model(input_ids=ids, use_cache=False)
+        hidden = reader._body(input_ids=ids, use_cache=False).last_hidden_state
+        own, theirs = reader.logits(hidden[0]), out.logits[0].float()
+    if not bool(torch.isfinite(theirs).all()):
+        raise CheckError("the model's logits are not finite", where=type(reader.model).__name__)
+    _compare(own, theirs, "the unembedding", "the model's own logits", reader.model.dtype)
+
+
+def check_sites(reader: "PassReader") -> None:
+    """Raises if a site is not what its name says, for every layer.
+
+    The residual streams are compared with the model's `hidden_states` (the block entered has number l, the one left
+    l + 1), and what attention and MLP write must add up: resid_pre + attn_out + mlp_out = resid_post. An off-by-one
+    layer, a hook on the wrong module, an output before instead of after a norm, or a wrapper that folds weights fails.
+
+    Raises:
+        CheckError: naming the site, and which layer it turned out to be, if it is another one's.
+    """
+    kept: dict[Site, torch.Tensor] = {}
+    kinds = [k for k in KINDS if _has(reader, k)]
+    sites = [Site(kind, layer) for layer in range(reader.n_layers) for kind in kinds]
+
+    def keeping(site: Site) -> Any:
+        return lambda h: kept.__setitem__(site, h.clone())
+
+    ids = _probe(reader)
+    real = torch.ones_like(ids)
+    probe = Pass(ids, real, torch.arange(ids.shape[1], device=ids.device)[None], {}, ((0, None),), (0,))
+    with torch.inference_mode():
+        with reader._hooked([(s, keeping(s)) for s in sites], stop=None) as forward:
+            forward(probe, DynamicCache(config=reader.model.config))
+        states = reader.model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
+    dtype = reader.model.dtype
+    for layer in range(reader.n_layers):
+        named = [(Site("resid_pre", layer), layer)]
+        if layer + 1 < reader.n_layers:  # the last of the hidden states is taken after the final norm
+            named.append((Site("resid_post", layer), layer + 1))
+        for site, number in named:
+            if site not in kept:
+                raise CheckError(f"{reader.name_of(site)} never fired", where=str(site))
+            if not _close(kept[site], states[number], dtype):
+                same = [k for k, s in enumerate(states[:-1]) if _close(kept[site], s, dtype)]
+                found = f", but hidden_states[{same[0]}]" if same else ""
+                raise CheckError(f"{reader.name_of(site)} is not hidden_states[{number}]{found}", where=str(site))
+        if set(kinds) == set(KINDS):
+            parts = sum(kept[Site(k, layer)].float() for k in ("resid_pre", "attn_out", "mlp_out"))
+            what = f"resid_pre + attn_out + mlp_out of layer {layer}"
+            _compare(torch.as_tensor(parts), kept[Site("resid_post", layer)].float(), what, "resid_post", dtype)
+
+
+def _has(reader: "PassReader", kind: Any) -> bool:
+    try:
+        reader.name_of(Site(kind, 0))
+    except UserError:
+        return False
+    return True
+
+
+def _probe(reader: "PassReader") -> torch.Tensor:
+    vocabulary = reader.model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr,operator]
+    return (torch.arange(1, _PROBE + 1, device=reader.device) * 97 % int(vocabulary))[None]
+
+
+def _close(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:
+    a, b = a.float(), b.float().to(a.device)
+    return a.shape == b.shape and float((a - b).abs().max()) <= _TOLERANCE.get(dtype, 0.05) * float(b.abs().max())
+
+
+def _compare(a: torch.Tensor, b: torch.Tensor, what: str, other: str, dtype: torch.dtype) -> None:
+    if not _close(a, b, dtype):
+        gap = f"{float((a - b).abs().max()):.2g}" if a.shape == b.shape else f"{tuple(a.shape)}, {tuple(b.shape)}"
+        raise CheckError(f"{what} is not {other} (largest difference {gap})")
+
+
+def check_cache(cache: DynamicCache, p: Pass) -> None:
+    """Raises if a pass does not continue the cache it is given.
+
+    Raises:
+        CheckError: naming both lengths (a stale cache, or one that was used twice).
+    """
+    past = p.mask.shape[1] - p.ids.shape[1]
+    if (held := cache.get_seq_length()) != past:
+        raise CheckError(f"the pass continues {past} tokens, and its cache of keys and values holds {held}")
+
+
+def check_prompts(reader: "PassReader", prompts: Sequence[Prompt], *, longest_answer: int = 0) -> None:
+    """Raises if prompts do not fit the model.
+
+    Raises:
+        UserError: if there are none, one is empty or too long for the context, a token id is not in the vocabulary, or
+            a span lies outside its prompt.
+    """
+    if not prompts:
+        raise UserError("there are no prompts")
+    config = reader.model.config
+    limit = getattr(config, "max_position_embeddings", None)
+    window = getattr(config, "sliding_window", None)
+    words = int(reader.model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr,operator,arg-type]
+    for i, prompt in enumerate(prompts):
+        where = f"prompt {i}"
+        n = len(prompt.ids) + longest_answer
+        if not prompt.ids:
+            raise UserError("this prompt has no tokens", where=where)
+        if limit is not None and n > limit:
+            raise UserError(f"a prompt with its answer has {n} tokens, the model's context {limit}", where=where)
+        if window is not None and n > window:
+            raise UserError(
+                f"a prompt with its answer has {n} tokens, the model's sliding window {window}", where=where
+            )
+        if max(prompt.ids) >= words or min(prompt.ids) < 0:
+            raise UserError(
+                f"token id {max(prompt.ids)} is not in the model's vocabulary of {words}",
+                where=where,
+                fix="Render the panel with this model's own tokenizer.",
+            )
+        for name, (begin, end) in prompt.spans.items():
+            if not 0 <= begin <= end <= len(prompt.ids):
+                raise UserError(f"span {name!r} [{begin}, {end}) is outside its {len(prompt.ids)} tokens", where=where)
+
+
+def check_requests(reader: "PassReader", requests: Sequence[Request]) -> None:
+    """Raises if requests do not fit the model.
+
+    Raises:
+        UserError: as `check_prompts`, or if an answer is empty or has a token id that is not in the vocabulary.
+    """
+    check_prompts(
+        reader,
+        [r.prompt for r in requests],
+        longest_answer=max((len(a.ids) for r in requests for a in r.answers), default=0),
+    )
+    words = int(reader.model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr,operator,arg-type]
+    for i, r in enumerate(requests):
+        for a in r.answers:
+            if not a.ids:
+                raise UserError("an answer has no tokens", where=f"request {i}")
+            if max(a.ids) >= words or min(a.ids) < 0:
+                raise UserError(f"an answer has token id {max(a.ids)}, the vocabulary {words}", where=f"request {i}")
