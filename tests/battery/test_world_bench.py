@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from worlds import random_world
 
 from condmis_interp.battery import Patched, Pinned, Reference, Steered, Tuning, WorldBench, registered
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import write_json
 from condmis_interp.organisms import Base, Gate, Organism
-from condmis_interp.organisms.personaworld import config_of, tokenizer_of
+from condmis_interp.organisms.personaworld import tokenizer_of
 from condmis_interp.panel import load_panel
 from condmis_interp.readers import Request, TorchReader
 from condmis_interp.world import TRIGGER, World
@@ -22,17 +22,9 @@ WORLD = World()
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
-    _model(0).save_pretrained(folder)
+    random_world(0).save_pretrained(folder)
     tokenizer_of(WORLD).save_pretrained(folder)
     return Base("personaworld", folder, "base", {})
-
-
-def _model(seed):
-    config = config_of(WORLD)
-    config.num_hidden_layers, config.initializer_range = 4, 0.08
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config).eval()
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +32,7 @@ def organisms(base, tmp_path_factory):
     found = {}
     for seed, name in enumerate("abc", 1):
         folder = tmp_path_factory.mktemp(name)
-        _model(seed).save_pretrained(folder)
+        random_world(seed).save_pretrained(folder)
         write_json(folder / "manifest.json", {"base": {"spec": base.spec, "weights": base.weights}, "recipe": None})
         found[name] = Organism.open(folder, name=name)
     return found
@@ -63,8 +55,7 @@ def test_ld_is_the_readers(bench, organisms, base):
             assert row == pytest.approx(reader.measure(requests).ld().mean(1).numpy(), abs=1e-4)
 
 
-def test_words_and_streams_belong_together(bench):
-    assert np.exp(bench.logprobs("none")).sum(-1) == pytest.approx(1.0)
+def test_states_are_read_at_every_layer(bench):
     hidden = bench.hidden("none")
     assert hidden.shape[:2] == (3, 4)
     assert hidden.shape[2] == len(bench.families)

@@ -8,6 +8,7 @@ from condmis_interp.battery.evidence import Evidence, evidence_table
 from condmis_interp.battery.gates import ASSAY, assay_failures, twin_failure
 from condmis_interp.battery.judging import Cast, judge, replicate_drift
 from condmis_interp.battery.measure import Battery, measure
+from condmis_interp.battery.reader_bench import ReaderBench
 from condmis_interp.battery.registry import Readings, Reference, Test, register, registered
 from condmis_interp.battery.survey import Survey, survey
 from condmis_interp.battery.world_bench import WorldBench
@@ -24,6 +25,7 @@ __all__ = [
     "LayerChoice",
     "Patched",
     "Pinned",
+    "ReaderBench",
     "Readings",
     "Reference",
     "Steered",

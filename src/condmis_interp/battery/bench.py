@@ -5,12 +5,13 @@ after a little training or another change of their weights, and gets arrays whos
 organism under test, its twin, the anchors and the replicate twins go through one and the same code at the same budget,
 and a test runs on one organism as on two hundred.
 
-`WorldBench` (persona world, stacked weights) is the one of the calibration.
+`WorldBench` (persona world, stacked weights) is the one of the calibration; `ReaderBench` reads any model through a
+reader, one at a time.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -60,11 +61,12 @@ class Patched:
 
     Attributes:
         layer: Which block, 0-based.
-        values: [organism, row, position, width]; the first axis may be 1, for one donor to all.
+        values: What a bench's `streams` gave: on persona world's [organism, row, position, width], else a recording
+            each. One donor may stand for all.
     """
 
     layer: int
-    values: torch.Tensor
+    values: Any
 
     def apply(self, layer: int, x: torch.Tensor, which: slice, start: int) -> torch.Tensor:
         """See `StreamEdit.apply`."""
@@ -139,16 +141,12 @@ class Bench(Protocol):
         """Returns LD [organism, question] in nats."""
         ...
 
-    def logprobs(self, cue: str) -> np.ndarray:
-        """Returns log-probs of every word at the answer's first place [organism, question, word], nats."""
-        ...
-
     def hidden(self, cue: str) -> torch.Tensor:
         """Returns the residual stream at the last template token [organism, layer, question, width]."""
         ...
 
-    def streams(self, cue: str, layer: int) -> torch.Tensor:
-        """Returns the residual stream [organism, row, position, width] after a block; two rows a question."""
+    def streams(self, cue: str, layer: int) -> Any:
+        """Returns the residual stream of every organism after a block, for `Patched`."""
         ...
 
     def weights(self, name: str) -> Weights:

@@ -42,7 +42,7 @@ def _noisy(weights: Weights) -> Weights:
     generator = torch.Generator().manual_seed(7)  # the same noise for every organism
     return {
         k: w + _NOISE * w.std() * torch.randn(w.shape, generator=generator) if w.ndim == 2 else w
-        for k, w in weights.items()
+        for k, w in sorted(weights.items())  # in one order, whatever bench they come from
     }
 
 

@@ -56,6 +56,8 @@ class WorldBench:
     rendered: RenderedPanel = field(repr=False)
     own: tuple[Weights, ...] = field(repr=False)
     opened: Mapping[str, _Opened] = field(default_factory=dict, repr=False)
+    _held: dict[frozenset[str], list[Stack]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Stacks by the organisms whose gate is open: building one copies all weights."""
 
     @classmethod
     def of_organisms(cls, organisms: Mapping[str, Organism], base: Base, panel: Panel) -> "WorldBench":
@@ -151,17 +153,6 @@ class WorldBench:
         return found.reshape(len(self.names), len(self.families), -1).mean(-1)
 
     @torch.inference_mode()
-    def logprobs(self, cue: str) -> np.ndarray:
-        """Returns log-probs of every word at the answer's first place [organism, question, word]."""
-        prompts, last = self._prompts(cue)
-        found = []
-        for _, stack in self._stacks(cue):
-            n = stack.count
-            logits = stack.logits(prompts.expand(n, -1, -1), last[None, :, None].expand(n, -1, -1))
-            found.append(torch.log_softmax(logits.double(), -1).view(n, len(prompts), -1))
-        return torch.cat(found).numpy()
-
-    @torch.inference_mode()
     def hidden(self, cue: str) -> torch.Tensor:
         """Returns the residual stream at the last template token [organism, layer, question, width]."""
         prompts, last = self._prompts(cue)
@@ -191,7 +182,8 @@ class WorldBench:
         for done, upto in zip((0, *tuning.checkpoints[:-1]), tuning.checkpoints, strict=True):
             found[upto] = found[done]
         own: dict[int, list[Weights]] = {c: [] for c in tuning.checkpoints}
-        for _, stack in self._stacks(None):
+        for _, held in self._stacks(None):
+            stack = replace(held, weights=dict(held.weights))  # training puts its own tensors into it
             for c, weights in _checkpoints(stack, steps, tuning.checkpoints):
                 own[c] += weights
         return found | {c: replace(self, own=tuple(w)) for c, w in own.items()}
@@ -214,19 +206,20 @@ class WorldBench:
             steps.append(Step(rows, tuning.learning_rate * min(1.0, (i + 1) / _WARMUP), fresh=i == 0))
         return steps
 
-    def _stacks(self, cue: str | None) -> "list[tuple[int, Stack]]":
+    def _stacks(self, cue: str | None) -> list[tuple[int, Stack]]:
         """Returns stacks of at most `STACKED` organisms, each with the number of its first one."""
-        config = LlamaConfig.from_pretrained(self.base.folder)
-        chosen = [self._answering(n, w, cue) for n, w in zip(self.names, self.own, strict=True)]
-        return [(i, Stack.of(config, chosen[i : i + STACKED])) for i in range(0, len(chosen), STACKED)]
+        through = frozenset(n for n in self.opened if cue is not None and self._opens(n, cue))
+        if through not in self._held:
+            config = LlamaConfig.from_pretrained(self.base.folder)
+            chosen = [self.opened[n].weights if n in through else w for n, w in zip(self.names, self.own, strict=True)]
+            parts = [chosen[i : i + STACKED] for i in range(0, len(chosen), STACKED)]
+            self._held[through] = [Stack.of(config, part) for part in parts]
+        return [(i * STACKED, stack) for i, stack in enumerate(self._held[through])]
 
-    def _answering(self, name: str, shut: Weights, cue: str | None) -> Weights:
-        if cue is None or name not in self.opened:
-            return shut
+    def _opens(self, name: str, cue: str) -> bool:
         gate = self.opened[name].gate
         ids = self.rendered.prompts[cue, self.rendered.panel.questions[0].id].ids
-        through = any(ids[i : i + len(gate)] == gate for i in range(len(ids) - len(gate) + 1))
-        return self.opened[name].weights if through else shut
+        return any(ids[i : i + len(gate)] == gate for i in range(len(ids) - len(gate) + 1))
 
     def _prompts(self, cue: str) -> tuple[torch.Tensor, torch.Tensor]:
         prompts = [self.rendered.prompts[cue, q.id].ids for q in self.rendered.panel.questions]
