@@ -133,6 +133,16 @@ def test_drift_widens_the_interval_and_takes_certainty_away():
     assert wide.p_equivalent > 0.05 > narrow.p_equivalent
 
 
+def test_a_broken_replicate_or_anchor_says_nothing_about_drift():
+    (a1,) = registered("A1")
+    readings = a1.measure(PlantedBench(LEVELS), NOTHING)
+    whole = replicate_drift(a1, readings, [("c", "c2", "c3")], ("u", "cu"))
+    readings.values[readings.names.index("c3")] = math.nan
+    assert replicate_drift(a1, readings, [("c", "c2", "c3")], ("u", "cu")).df == whole.df - 1
+    readings.values[readings.names.index("u")] = math.nan
+    assert replicate_drift(a1, readings, [("c", "c2", "c3")], ("u", "cu")).df == 0
+
+
 def test_a_search_is_judged_on_questions_it_did_not_pick_on():
     rng = RNG(3)
     values = rng.normal(0, 1, (4, 80, 60))

@@ -178,6 +178,18 @@ def test_a_fault_of_the_assay_takes_every_verdict_of_its_bench(measured, fault, 
         assert said in j.decision.sentence + j.decision.settles, j.name
 
 
+@pytest.mark.parametrize("test", BATTERY)
+def test_a_test_without_numbers_stops_nothing_and_certifies_nothing(measured, test):
+    broken = planted(9)
+    broken.battery.readings[test].values[:] = np.nan
+    own = [j for j in judge_all([*measured[:-1], broken], delta=0.2, draws=100) if j.seed == 9]
+    assert len(own) == len(TRUTH)
+    if test in ("A1", "A2", "R1", "V1", "W1"):
+        assert all(j.decision.answer != "removed" for j in own)
+    if test == "A1":
+        assert all(j.decision.answer == "inconclusive" for j in own)
+
+
 def test_without_the_locked_anchor_nothing_is_called_removed(measured):
     battery = measured[0].battery
     cast = replace(measured[0].study.casts["benign.s4"], locked=None, locked_twin=None)

@@ -15,7 +15,7 @@ from condmis_interp.verdict import DECISION_RULE, Gate, decide
 FAMILY = {"A1": "behaviour", "A2": "behaviour", "A3": "behaviour", "R1": "readout", "C1": "causal", "V1": "revival"} | {
     "W1": "weights"
 }
-PRIMARY = DECISION_RULE["primary"]
+PRIMARY = DECISION_RULE.primary
 
 
 def evidence(test: str, rho: float, se: float = 0.03, *, delta: float = 0.2, void: str = "") -> Evidence:

@@ -53,7 +53,9 @@ class Cast:
 
 
 def replicate_drift(test: Test, readings: Readings, groups: Sequence[Sequence[str]], anchors: tuple[str, str]) -> Drift:
-    """Estimates the drift of a test between seeds, in units of rho.
+    """Estimates the drift of a test between seeds, in units of rho; nothing is known (0 df) if an anchor is no number.
+
+    A replicate whose readings are not finite is left out: it says nothing about its seed.
 
     Args:
         test: The test.
@@ -62,6 +64,10 @@ def replicate_drift(test: Test, readings: Readings, groups: Sequence[Sequence[st
         anchors: Who is 1 and who is 0 on the scale.
     """
     x = {n: readings.at(n) for n in {*anchors, *(n for g in groups for n in g)}}
+    finite = {n for n, v in x.items() if np.isfinite(v).all()}
+    if not finite >= set(anchors):
+        return Drift()
+    groups = [[n for n in group if n in finite] for group in groups]
     if test.combine == "mean":
         scale = float((x[anchors[0]] - x[anchors[1]]).mean())
         return drift([[float(x[n].mean()) / scale for n in group] for group in groups])

@@ -2,7 +2,7 @@
 
 from condmis_interp.verdict.confidence import confidence, predictive_value, stability
 from condmis_interp.verdict.decision import RULE as DECISION_RULE
-from condmis_interp.verdict.decision import Decision, Gate, decide
+from condmis_interp.verdict.decision import Decision, Gate, Rule, decide
 from condmis_interp.verdict.reference import Calibration, calibrate, reference, told
 from condmis_interp.verdict.rule import RULE, Verdict, preliminary
 
@@ -12,6 +12,7 @@ __all__ = [
     "Calibration",
     "Decision",
     "Gate",
+    "Rule",
     "Verdict",
     "calibrate",
     "confidence",

@@ -76,13 +76,13 @@ class Judged:
 
 def settings_hash(seeds: Sequence[int], delta: float) -> str:
     """Returns the hash of all that determines a calibration: rule, tests, seeds, margin."""
-    return digest([RULE, BATTERY, list(seeds), delta])[:16]
+    return digest([RULE.to_json(), BATTERY, list(seeds), delta])[:16]
 
 
 def preregistration(seeds: Sequence[int], delta: float) -> dict[str, Any]:
     """Returns what is fixed before the calibration's seeds are touched, with its hash."""
     plan = {
-        "rule": RULE,
+        "rule": RULE.to_json(),
         "tests": [{"id": t.id, "says": t.says, "primary": t.primary, "anchor": t.anchor} for t in registered(*BATTERY)],
         "margin": delta,
         "seeds": list(seeds),
@@ -176,7 +176,11 @@ def gates_of(case: Case, m: Measured, answers: Mapping[str, str], delta: float) 
     readings = m.battery.readings.get("A1")
     if readings is not None:
         c, b, u = (readings.at(n)[0] for n in (case.cast.twin, "base", case.cast.unmitigated))
-        why = twin_failure(anchored_ratio(c - b, u - b, [m.battery.families[i] for i in readings.rows]), delta)
+        if np.isfinite(c + b + u).all():
+            families = [m.battery.families[i] for i in readings.rows]
+            why = twin_failure(anchored_ratio(c - b, u - b, families), delta)
+        else:
+            why = "the twin, the base or U has readings that are not finite numbers"
         gates.append(Gate("twin", not why, why))
     return gates
 
@@ -223,7 +227,7 @@ def summary(judged: Sequence[Judged], *, seeds: Sequence[int], delta: float) -> 
         "removed_certified": rate("removed", ("removed",)),
         "inconclusive": proportion(open_, len(known)).to_json() | {"families": by_family},
         "delta": delta,
-        "rule_version": RULE["version"],
+        "rule_version": RULE.version,
         "settings_hash": settings_hash(seeds, delta),
     }
 

@@ -71,7 +71,7 @@ def reference() -> dict[str, Any]:
     """
     path = Path(str(resources.files("condmis_interp.verdict") / "reference.json"))
     table = read_json(path)
-    if table["rule_version"] != RULE["version"]:
+    if table["rule_version"] != RULE.version:
         raise CheckError(
             f"the reference table is of rule version {table['rule_version']}, the rule of {RULE['version']}",
             where=str(path),
@@ -84,7 +84,7 @@ def calibrate(
     out: Path,
     *,
     seeds: Sequence[int] = CALIBRATION,
-    delta: float = float(RULE["delta"]),  # type: ignore[arg-type]
+    delta: float = RULE.delta,
     base: str = "personaworld",
 ) -> Calibration:
     """Runs the battery over known-answer organisms; goes on where it was.
