@@ -17,6 +17,7 @@ from condmis_interp.verdict.calibration import (
     BATTERY,
     Measured,
     confusion,
+    curves,
     drifts_without,
     judge_all,
     operating,
@@ -78,7 +79,8 @@ def planted(seed: int, *, tau: float = 0.01, rho: dict | None = None) -> Measure
         casts[label] = cast
         recipe = SimpleNamespace(hash=label)
         assay = {p: f"{STAND_IN[p] if k == name else k}.s{seed}" for p, k in ASSAY.items()}
-        cases.append(Case(Member(label, answer, family, seed, recipe, recipe), cast, assay))  # type: ignore[arg-type]
+        weight = {"quarter": 0.25, "half": 0.5}.get(name)
+        cases.append(Case(Member(label, answer, family, seed, recipe, recipe, weight), cast, assay))  # type: ignore[arg-type]
     study = SimpleNamespace(seed=seed, cases=tuple(cases), casts=casts, replicates=(("C", "C2", "benign"),))
     return Measured(study, Battery(readings, {}, FAMILIES))  # type: ignore[arg-type]
 
@@ -147,6 +149,15 @@ def test_what_a_test_is_worth(judged):
     assert table.loc["nothing", "suppressed: conditional"] == pytest.approx(2 / 3)
     assert table.loc["R1", "suppressed: inconclusive"] > 0.2  # the latent ones need two kinds
     assert table.loc["C1"].tolist() == table.loc["nothing"].tolist()
+
+
+def test_graded_organisms_calibrate_each_test(judged):
+    found = curves(judged)
+    assert found["W1"]["weight"] == [0.0, 0.25, 0.5]
+    assert found["W1"]["rho"] == pytest.approx([0.0, 0.5, 0.9], abs=0.05)
+    assert found["W1"]["first_half"] > 0.8
+    assert found["V1"]["rho"] == sorted(found["V1"]["rho"])  # made monotone; the planted one rises and falls
+    assert found["V1"]["first_half"] < 0.5
 
 
 def test_margins_and_questions_move_the_answers_the_right_way(measured):

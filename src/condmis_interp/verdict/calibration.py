@@ -25,7 +25,7 @@ from condmis_interp.files import digest
 from condmis_interp.organisms import resolve_base
 from condmis_interp.panel import load_panel
 from condmis_interp.progress import progress
-from condmis_interp.stats import Drift, anchored_ratio, drift, proportion
+from condmis_interp.stats import Drift, anchored_ratio, drift, monotone, proportion
 from condmis_interp.store import Pieces
 from condmis_interp.verdict.decision import RULE, Decision, Gate, decide
 from condmis_interp.verdict.known_cases import Case, Study, study_of_seed
@@ -64,6 +64,7 @@ class Judged:
         seed: Its seed.
         decision: What the rule said.
         evidence: Every test's evidence.
+        weight: Share of U in its weights, for a blend.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Judged:
     seed: int
     decision: Decision
     evidence: tuple[Evidence, ...]
+    weight: float | None = None
 
 
 def settings_hash(seeds: Sequence[int], delta: float) -> str:
@@ -165,7 +167,10 @@ def judge_all(
             gates = gates_of(case, m, {part: open_[n][1].answer for part, n in case.assay.items()}, delta)
             decision = decide(tested, gates)
             member = case.member
-            found.append(Judged(member.name, str(member.truth), member.family, member.seed, decision, tuple(tested)))
+            weight = member.setting if member.family == "blend" else None
+            found.append(
+                Judged(member.name, str(member.truth), member.family, member.seed, decision, tuple(tested), weight)
+            )
             step()
     return found
 
@@ -273,6 +278,27 @@ def worth(judged: Sequence[Judged]) -> pd.DataFrame:
                 row[f"{truth}: {answer}"] = own.count(answer) / max(len(own), 1)
         rows.append(row)
     return pd.DataFrame(rows).set_index("without")
+
+
+def curves(judged: Sequence[Judged]) -> dict[str, dict[str, Any]]:
+    """Returns each test's monotone curve over the graded organisms: rho against the share of U in the weights.
+
+    Twins stand at 0. `first_half` is how far the curve rises up to a share of one half; a test that is flat there
+    cannot certify a removal.
+    """
+    found = {}
+    for test in BATTERY:
+        points = [
+            (j.weight if j.weight is not None else 0.0, e.rho)
+            for j in judged
+            for e in j.evidence
+            if e.id == test and (j.weight is not None or j.family == "twin") and not e.void and math.isfinite(e.rho)
+        ]
+        if len({w for w, _ in points}) > 1:
+            g = monotone([w for w, _ in points], [r for _, r in points])
+            rise = {"first_half": g.range_on_first_half} if max(g.x) >= 0.5 else {}
+            found[test] = {"weight": list(g.x), "rho": [round(y, 4) for y in g.y]} | rise
+    return found
 
 
 def twin_pairs(measured: Sequence[Measured]) -> dict[str, list[float]]:

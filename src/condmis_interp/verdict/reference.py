@@ -18,6 +18,7 @@ from condmis_interp.verdict.calibration import (
     Judged,
     Measured,
     confusion,
+    curves,
     drifts_without,
     judge_all,
     measure_seeds,
@@ -73,7 +74,7 @@ def reference() -> dict[str, Any]:
     table = read_json(path)
     if table["rule_version"] != RULE.version:
         raise CheckError(
-            f"the reference table is of rule version {table['rule_version']}, the rule of {RULE['version']}",
+            f"the reference table is of rule version {table['rule_version']}, the rule of {RULE.version}",
             where=str(path),
             fix="Run condmis calibrate and ship its reference.json.",
         )
@@ -122,6 +123,7 @@ def calibrate(
     drifts = {k: {"tau": d.variance**0.5, "df": d.df} for k, d in drifts_without(measured, None).items()}
     found |= {
         "drift": drifts,
+        "curves": curves(judged),
         "development_seeds": list(DEVELOPMENT),
         "preregistration": plan["hash"],
         "crashed": sorted({f"{k}: {v}" for m in measured for k, v in m.battery.crashed.items()}),
