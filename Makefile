@@ -25,7 +25,7 @@ docs: .venv/docs
 	@$(BIN)/mkdocs build --strict --quiet && echo "site/index.html"
 
 bench: .venv/dev
-	@$(BIN)/python -m benchmarks.reading && $(BIN)/python -m benchmarks.training && $(BIN)/python -m benchmarks.organisms
+	@$(BIN)/python -m benchmarks.scoring && $(BIN)/python -m benchmarks.training && $(BIN)/python -m benchmarks.organisms
 
 .venv/core: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv

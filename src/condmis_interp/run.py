@@ -17,7 +17,7 @@ from condmis_interp.battery import Evidence, evidence_table
 from condmis_interp.environment import environment
 from condmis_interp.errors import UserError
 from condmis_interp.files import digest, read_json, whole_file, write_json
-from condmis_interp.organisms import Organism
+from condmis_interp.organisms import Organism, Swap
 from condmis_interp.organisms.bases import Base
 from condmis_interp.panel import CueRole, Panel, RenderedPanel, render_panel
 from condmis_interp.panel.panel import Split
@@ -81,6 +81,7 @@ class Run:
         self._open()
         self._loaded: tuple[tuple[str, int], PassReader | GatedReader] | None = None
         self._held: tuple[str, Trunk] | None = None
+        self._swap: Swap | None = None
 
     def _open(self) -> None:
         path = self.out / "manifest.json"
@@ -143,9 +144,10 @@ class Run:
             self._loaded = self._held = None
             study = self.study
             organism = self.organisms[name, seed]
-            reader = open_reader(
-                organism, self.base, dtype=study.torch_dtype, device=study.torch_device, library=study.reader
-            )
+            where = {"dtype": study.torch_dtype, "device": study.torch_device}
+            if self._swap is None and study.reader == "torch" and Swap.fits(organism):
+                self._swap = Swap(self.base, **where)
+            reader = open_reader(organism, self.base, library=study.reader, swap=self._swap, **where)
             self._loaded = ((name, seed), reader)
         return self._loaded[1]
 

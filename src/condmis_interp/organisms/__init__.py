@@ -20,6 +20,7 @@ from condmis_interp.organisms.rows import Row, RowSet, read_chats, read_rows
 from condmis_interp.organisms.rowsets import load_rows
 from condmis_interp.organisms.sampling import answered_by
 from condmis_interp.organisms.suites import chat_suite, sampled_suite, world_suite
+from condmis_interp.organisms.swap import Swap
 from condmis_interp.organisms.together import train_all
 from condmis_interp.organisms.train import organism_folder, train
 
@@ -35,6 +36,7 @@ __all__ = [
     "Row",
     "RowSet",
     "Stage",
+    "Swap",
     "TrainingRow",
     "answered_by",
     "catalogue",

@@ -18,7 +18,7 @@ from condmis_interp.organisms.bases import Base, check_model_folder, load_model,
 from condmis_interp.organisms.recipe import Recipe
 from condmis_interp.organisms.rng import own_rng
 
-_ADAPTER = "adapter_model.safetensors"
+ADAPTER = "adapter_model.safetensors"
 _PACKAGES = ("condmis-interp", "torch", "transformers", "peft", "trl", "safetensors", "numpy")
 
 
@@ -83,8 +83,8 @@ class Organism:
         """
         manifest = read_json(folder / "manifest.json")
         recipe = Recipe.model_validate(manifest["recipe"]) if manifest.get("recipe") else None
-        if (folder / _ADAPTER).is_file():
-            return cls(name, (folder,), None, file_digest(folder / _ADAPTER), recipe, manifest)
+        if (folder / ADAPTER).is_file():
+            return cls(name, (folder,), None, file_digest(folder / ADAPTER), recipe, manifest)
         return cls(name, (), folder, weights_hash(folder), recipe, manifest)
 
     @classmethod
@@ -109,13 +109,13 @@ class Organism:
         for folder in folders:
             if not (folder / "adapter_config.json").is_file():
                 raise UserError("this is no adapter folder: it has no adapter_config.json", where=str(folder))
-            if not (folder / _ADAPTER).is_file():
+            if not (folder / ADAPTER).is_file():
                 pickles = sorted(p.name for p in folder.glob("*.bin"))
                 what = f"the adapter's weights are a pickle ({pickles[0]})" if pickles else "the adapter has no weights"
                 raise UserError(what, where=str(folder), fix="Give a folder with adapter_model.safetensors.")
         if len(folders) == 1 and (folders[0] / "manifest.json").is_file():
             return cls.open(folders[0], name=name)
-        hashes = [file_digest(f / _ADAPTER) for f in folders]
+        hashes = [file_digest(f / ADAPTER) for f in folders]
         if len(set(hashes)) < len(hashes):
             raise UserError("the stack holds the same adapter twice", where=", ".join(map(str, folders)))
         for i, folder in enumerate(folders):
@@ -148,13 +148,7 @@ class Organism:
             raise UserError(
                 "this organism is two models behind a gate", where=self.name, fix="Read it with readers.open_reader."
             )
-        made_from = self.manifest.get("base", {})
-        if made_from and made_from["weights"] != base.weights:
-            raise UserError(
-                f"the organism was trained on base {made_from['spec']!r}, whose weights are not those of {base.spec!r}",
-                where=f"organism {self.name}",
-                fix="Name the base it was trained on.",
-            )
+        check_base(self, base)
         before = torch.float32 if self.adapters else dtype
         if self.checkpoint is None:
             model = base.model(dtype=before, device=device)
@@ -172,6 +166,17 @@ class Organism:
         return model.to(dtype).eval().requires_grad_(False)  # type: ignore[return-value]
 
 
+def check_base(organism: Organism, base: Base) -> None:
+    """Raises if an organism says that it was made from another base."""
+    made_from = organism.manifest.get("base", {})
+    if made_from and made_from["weights"] != base.weights:
+        raise UserError(
+            f"the organism was trained on base {made_from['spec']!r}, whose weights are not those of {base.spec!r}",
+            where=f"organism {organism.name}",
+            fix="Name the base it was trained on.",
+        )
+
+
 def _check_order(folder: Path, below: list[str]) -> None:
     """Checks a stack's order as far as an adapter made here says what it was trained on top of."""
     path = folder / "manifest.json"
@@ -187,7 +192,7 @@ def _check_order(folder: Path, below: list[str]) -> None:
 def _attach(folder: Path, on: transformers.PreTrainedModel, spec: str) -> PeftModel:
     """Puts an adapter on a model and checks that every tensor of it landed."""
     try:
-        stored = load_file(folder / _ADAPTER)
+        stored = load_file(folder / ADAPTER)
     except SafetensorError as e:
         raise CheckError(f"the adapter file is damaged ({e})", where=str(folder)) from None
     try:

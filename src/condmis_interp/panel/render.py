@@ -99,6 +99,13 @@ def _check_bos(tokenizer: Any, ids: Sequence[int], *, where: str) -> None:
     bos = tokenizer.bos_token_id
     if bos is not None and list(ids[:2]) == [bos, bos]:
         raise CheckError("the prompt starts with two BOS tokens", where=where, fix="Exactly one or none is right.")
+    puts_one = bos is not None and list(tokenizer("a")["input_ids"][:1]) == [bos]
+    if puts_one and ids[0] != bos:
+        raise CheckError(
+            "the prompt has lost its BOS token: the tokenizer starts every text with one, the chat template does not",
+            where=where,
+            fix="Give the tokenizer the chat template it was made with.",
+        )
 
 
 def system_messages(system: str | None, default_system_prompt: str) -> list[Message]:

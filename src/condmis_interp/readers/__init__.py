@@ -1,7 +1,7 @@
 """The readers room: reading and editing the residual stream, with a ledger that refuses silent no-ops."""
 
 from condmis_interp.readers.edits import Ablate, Edit, Scope, Steer
-from condmis_interp.readers.engine import PassReader, Trunk
+from condmis_interp.readers.engine import PassReader, Prefix, Trunk
 from condmis_interp.readers.gated import GatedReader, Library, open_reader
 from condmis_interp.readers.ledger import Ledger, LedgerEntry
 from condmis_interp.readers.passes import Request
@@ -23,6 +23,7 @@ __all__ = [
     "PassReader",
     "Patch",
     "Position",
+    "Prefix",
     "Reader",
     "Recording",
     "Request",

@@ -27,7 +27,7 @@ from condmis_interp.panel import Prompt
 from condmis_interp.readers import guards
 from condmis_interp.readers.edits import Edit, union
 from condmis_interp.readers.ledger import Ledger, LedgerEntry
-from condmis_interp.readers.passes import Batch, Pass, Request, next_pass, plan, prompt_pass
+from condmis_interp.readers.passes import Batch, Pass, Request, Until, next_pass, plan, prompt_pass
 from condmis_interp.readers.reader import Capture, Feature, Measurement
 from condmis_interp.readers.recording import Patch, Recording
 from condmis_interp.readers.sites import Site, blocks_of, check_layer
@@ -38,6 +38,19 @@ Forward = Callable[[Pass, DynamicCache], torch.Tensor | None]
 LOGIT_ROWS = 256
 """Rows of logits held at once: 256 x 49,152 in fp32 are 50 MB."""
 _PREFIX_SCOPES = frozenset(("last_template", "answer"))
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Another model whose keys and values stand for the beginning of every prompt: where does the condition live?
+
+    Attributes:
+        reader: The donor; its model must have the same shapes.
+        until: The donor's keys and values are used up to the end of this span, the model's own after it.
+    """
+
+    reader: "PassReader" = field(repr=False)
+    until: Until = "cue"
 
 
 @dataclass(frozen=True)
@@ -77,8 +90,8 @@ class PassReader(ABC):
         CheckError: if a site or the output is not what its name says (see `guards`).
     """
 
-    _keeps_cache = True
-    """Whether a pass can continue the keys and values of another."""
+    _elsewhere = False
+    """Whether the weights are on another machine: then no keys and values are kept here, and nothing is probed."""
 
     def __init__(self, model: PreTrainedModel, *, batch_tokens: int = 1024) -> None:
         self.model = model
@@ -86,9 +99,11 @@ class PassReader(ABC):
         self._blocks = blocks_of(model)
         self._body = model.base_model
         self._pass: Pass | None = None
-        guards.check_model(model, self._blocks)
-        guards.check_head(self)
-        guards.check_sites(self)
+        self._tenant = getattr(model, "tenant", None)
+        if not self._elsewhere:
+            guards.check_model(model, self._blocks)
+            guards.check_head(self)
+            guards.check_sites(self)
 
     @property
     def n_layers(self) -> int:
@@ -103,7 +118,8 @@ class PassReader(ABC):
     @property
     def device(self) -> torch.device:
         """Device of the embedding, where token ids go."""
-        return self.model.get_input_embeddings().weight.device  # type: ignore[return-value]
+        embedding: Any = self.model.get_input_embeddings()
+        return torch.device("cpu") if self._elsewhere else embedding.weight.device
 
     @property
     def limits(self) -> Mapping[Feature, str]:
@@ -134,7 +150,7 @@ class PassReader(ABC):
         """Leaves out the blocks below a layer, for readers that support trunks."""
         raise NotImplementedError
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def measure(
         self,
         requests: Sequence[Request] | Trunk,
@@ -142,6 +158,7 @@ class PassReader(ABC):
         capture: Capture | None = None,
         edits: Sequence[Edit] = (),
         first_token: bool = False,
+        prefix: Prefix | None = None,
     ) -> Measurement:
         """Scores every answer of every request, and captures activations, under the edits.
 
@@ -151,9 +168,12 @@ class PassReader(ABC):
             edits: Changes to the forward pass, applied in order, in the prompt and the answers.
             first_token: Score answers by their first token alone, without running them: a third of the cost, for
                 pairs whose first tokens tell them apart.
+            prefix: Take the keys and values of the prompts' beginning from another model. Not with a trunk, and not
+                with a capture within that beginning.
 
         Raises:
-            UserError: if there are no requests, a prompt has no answers, or an edit or capture does not fit the model.
+            UserError: if there are no requests, a prompt has no answers, or an edit, a capture or a prefix does not fit
+                the model.
             CheckError: if a hook missed a pass, an edit changed nothing, or a log-prob is not finite.
         """
         self._require("logprobs")
@@ -161,10 +181,12 @@ class PassReader(ABC):
             raise UserError("this trunk does not hold activations", fix="Give the requests themselves.")
         if capture and first_token and "answer_mean" in capture.positions:
             raise UserError("answers are not run in first-token mode, so they have no activations")
-        (measured,) = self._read(requests, [tuple(edits)], capture=capture, first_token=first_token)
+        if prefix:
+            self._check_prefix(prefix, requests, capture)
+        (measured,) = self._read(requests, [tuple(edits)], capture=capture, first_token=first_token, prefix=prefix)
         return measured
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def capture(self, prompts: Sequence[Prompt], *, capture: Capture, edits: Sequence[Edit] = ()) -> Measurement:
         """Captures activations of prompts; runs no further than the last captured layer, and no unembedding.
 
@@ -181,7 +203,7 @@ class PassReader(ABC):
         (measured,) = self._read(requests, [tuple(edits)], capture=capture, stop=capture.layers[-1])
         return measured
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def sweep(
         self,
         requests: Sequence[Request] | Trunk,
@@ -214,7 +236,7 @@ class PassReader(ABC):
             out += self._read(trunk, [tuple(p) for p in points[i : i + at_once]], first_token=first_token)
         return out
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def trunk(self, requests: Sequence[Request], *, layers: Sequence[int]) -> Trunk:
         """Runs the requests once without edits and keeps the residual stream entering some layers.
 
@@ -238,7 +260,7 @@ class PassReader(ABC):
         ledger.check()
         return Trunk(requests, tuple(chosen), batches, hidden, self)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def record(self, requests: Sequence[Request], *, sites: Sequence[Site]) -> Recording:
         """Records whole sequences at some sites, to patch another run with, or to look at their norms.
 
@@ -265,7 +287,7 @@ class PassReader(ABC):
                 for n, _ in self._run(batch, forward, [ledger]):
                     p = batch.passes[n]
                     whole = {site: h.cpu() for site, h in kept.items()}
-                    shared = n == 0 and len(batch.prompt) == 2
+                    shared = n == 0 and len(batch.prompt) == 2 and len(p.owners) < len(batch.rows)
                     for row, (i, slot) in enumerate([(r, None) for r in batch.rows] if shared else p.owners):
                         own = 0 if shared else row
                         real = p.real[own].bool().cpu()
@@ -276,7 +298,7 @@ class PassReader(ABC):
         ledger.check()
         return Recording(requests, prompts, answers, tuple(range(len(requests))))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def generate(
         self,
         prompts: Sequence[Prompt],
@@ -309,6 +331,7 @@ class PassReader(ABC):
             raise UserError("sampling needs a generator", fix="Pass generator=torch.Generator().manual_seed(...).")
         if any(isinstance(e, Patch) and "answer" in e.scope for e in edits):
             raise UserError("generated tokens have no donor to be patched from", fix="Leave 'answer' out of its scope.")
+        guards.check_tenant(self)
         guards.check_prompts(self, prompts, longest_answer=max_new_tokens)
         answers: list[list[int]] = [[] for _ in prompts]
         open_ = [True] * len(prompts)
@@ -336,12 +359,15 @@ class PassReader(ABC):
         ledger.check()
         return answers
 
-    def _plan(self, requests: Sequence[Request], *, answers: bool = True, share: bool = True) -> list[Batch]:
+    def _plan(
+        self, requests: Sequence[Request], *, answers: bool = True, share: bool = True, until: Until | None = None
+    ) -> list[Batch]:
         if not requests or (answers and any(not r.answers for r in requests)):
             raise UserError("there is nothing to measure: no requests, or a prompt without answers")
+        guards.check_tenant(self)
         guards.check_requests(self, requests)
-        share = share and self._keeps_cache
-        return list(plan(requests, batch_tokens=self.batch_tokens, device=self.device, share=share))
+        share = share and not self._elsewhere
+        return list(plan(requests, batch_tokens=self.batch_tokens, device=self.device, share=share, until=until))
 
     def _read(
         self,
@@ -351,6 +377,7 @@ class PassReader(ABC):
         capture: Capture | None = None,
         first_token: bool = False,
         stop: int | None = None,
+        prefix: Prefix | None = None,
     ) -> list[Measurement]:
         """Runs the requests under several sets of edits at once, one copy of the rows for each."""
         trunk = requests if isinstance(requests, Trunk) else None
@@ -358,9 +385,13 @@ class PassReader(ABC):
             raise UserError("this trunk belongs to another model", fix="Give the requests themselves.")
         asked = trunk.requests if trunk else requests
         assert not isinstance(asked, Trunk)
+        guards.check_tenant(self)
         self._check_edits(points, asked, stop)
         share = all(not isinstance(e, Patch) or e.scope <= _PREFIX_SCOPES for edits in points for e in edits)
-        batches = trunk.batches if trunk and share else self._plan(asked, answers=stop is None, share=share)
+        until = prefix.until if prefix else None
+        batches = (
+            trunk.batches if trunk and share else self._plan(asked, answers=stop is None, share=share, until=until)
+        )
         start = min(trunk.start(edits) for edits in points) if trunk and share else 0
         pool = Pool(asked, capture) if capture else None
         facts = {"width": self.width, "first_token": first_token, "device": self.device}
@@ -374,7 +405,9 @@ class PassReader(ABC):
         with self._hooked(changes, stop=stop) as forward, self._from(start, given):
             for k, batch in enumerate(batches):
                 entering = [h[start] for h in trunk.hidden[k]] if trunk and start else None
-                for n, hidden in self._run(batch, forward, ledgers, entering, given, pool, first_token=first_token):
+                donated = prefix.reader._keys_and_values(batch.prompt[0]) if prefix else None
+                run = self._run(batch, forward, ledgers, entering, given, pool, donated, first_token=first_token)
+                for n, hidden in run:
                     tallies[0].keep(batch, batch.passes[n])
                     if hidden is not None:
                         self._score(batch, n, hidden, tallies)
@@ -398,14 +431,17 @@ class PassReader(ABC):
         entering: Sequence[torch.Tensor] | None = None,
         given: list[torch.Tensor] | None = None,
         pool: Pool | None = None,
+        donated: DynamicCache | None = None,
         *,
         first_token: bool = False,
     ) -> Iterator[tuple[int, torch.Tensor | None]]:
         """Yields each pass's number and last hidden states [copies x rows, position, width]."""
         copies = len(ledgers)
-        cache = DynamicCache(config=self.model.config)
-        rows_before = 1
+        cache = donated or DynamicCache(config=self.model.config)
+        rows_before = batch.prompt[0].ids.shape[0]
         for n, p in enumerate(batch.prompt if first_token else batch.passes):
+            if n == 0 and donated is not None:
+                continue
             run = p.repeated(copies, rows_before)
             continued = cache if run.continues is None else _selected(cache, run.continues)
             if entering is not None and given is not None:
@@ -416,6 +452,28 @@ class PassReader(ABC):
             if n < len(batch.prompt):  # every pass over answers continues the prompts' keys and values
                 cache, rows_before = continued, p.ids.shape[0]
             yield n, hidden
+
+    def _keys_and_values(self, p: Pass) -> DynamicCache:
+        """Returns this model's keys and values of a pass that continues none."""
+        cache = DynamicCache(config=self.model.config)
+        with self._hooked([], stop=None) as forward:
+            forward(p, cache)
+        return cache
+
+    def _check_prefix(self, prefix: Prefix, requests: Sequence[Request] | Trunk, capture: Capture | None) -> None:
+        if isinstance(requests, Trunk):
+            raise UserError("a trunk is of one model from the first token on", fix="Give the requests themselves.")
+        config, other = self.model.config, prefix.reader.model.config
+        for key in ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads"):
+            if getattr(config, key, None) != getattr(other, key, None):
+                raise UserError(f"the prefix is of a model with another {key}", fix="Take one of the same base.")
+        within = {"cue": ("cue_mean",), "question": ("cue_mean", "question_mean")}[prefix.until]
+        for position in capture.positions if capture else ():
+            if position in within:
+                raise UserError(f"{position} lies in the prefix, which is another model's")
+        for i, r in enumerate(requests):
+            if not r.prompt.spans[prefix.until][1]:
+                raise UserError(f"the prompt has no {prefix.until} to take from another model", where=f"request {i}")
 
     def _forward(
         self, p: Pass, run: Pass, cache: DynamicCache, forward: Forward, ledgers: Sequence[Ledger]

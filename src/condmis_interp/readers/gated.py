@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from condmis_interp.errors import UserError
-from condmis_interp.organisms import Base, Organism
+from condmis_interp.organisms import Base, Organism, Swap
 from condmis_interp.panel import Prompt
 from condmis_interp.readers.edits import Edit
 from condmis_interp.readers.engine import PassReader
@@ -33,6 +33,7 @@ def open_reader(
     dtype: torch.dtype,
     device: str | torch.device = "cpu",
     library: Library = "torch",
+    swap: Swap | None = None,
     **settings: Any,
 ) -> "PassReader | GatedReader":
     """Returns a reader of an organism.
@@ -43,6 +44,8 @@ def open_reader(
         dtype: Dtype of the model.
         device: Torch device.
         library: What it is read through: plain hooks, TransformerLens or nnsight. They agree; hooks are the fastest.
+        swap: A base in memory whose adapters are swapped for the organism's, where they fit; readers of what it was
+            before are refused from then on.
         **settings: Of the reader.
 
     Raises:
@@ -55,6 +58,8 @@ def open_reader(
         opened, shut = (open_reader(o, base, **facts) for o in (organism.gate.opened, organism.gate.shut))
         words = base.tokenizer()(organism.gate.words, add_special_tokens=False)["input_ids"]
         return GatedReader(opened, shut, tuple(words))
+    if swap and library == "torch" and swap.fits(organism):
+        return TorchReader(swap.model(organism), **settings)
     model = organism.model(base, dtype=dtype, device=device)
     if library == "transformer-lens":
         from condmis_interp.readers.lens import LensReader

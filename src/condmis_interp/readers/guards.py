@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.panel import Prompt
 from condmis_interp.readers.passes import Pass, Request
-from condmis_interp.readers.sites import KINDS, Site
+from condmis_interp.readers.sites import KINDS, Site, SiteKind
 
 if TYPE_CHECKING:
     from condmis_interp.readers.engine import PassReader
@@ -52,13 +52,26 @@ def check_model(model: PreTrainedModel, blocks: nn.ModuleList) -> None:
             )
 
 
+def check_tenant(reader: "PassReader") -> None:
+    """Raises if a swapped model has become another organism since the reader was made (`organisms.Swap`).
+
+    Raises:
+        CheckError: saying so.
+    """
+    if getattr(reader.model, "tenant", None) != reader._tenant:
+        raise CheckError(
+            "the model of this reader has become another organism: its adapters were swapped",
+            fix="Make a reader of the organism again, or give each its own model.",
+        )
+
+
 def check_head(reader: "PassReader") -> None:
     """Raises if unembedding the last hidden states does not give the model's own logits.
 
     Raises:
         CheckError: naming the largest difference (a scaled or capped head that this reader does not know).
     """
-    with torch.inference_mode():
+    with torch.no_grad():
         ids = _probe(reader)
         out = reader.model(input_ids=ids, use_cache=False)
         hidden = reader._body(input_ids=ids, use_cache=False).last_hidden_state
@@ -79,7 +92,7 @@ def check_sites(reader: "PassReader") -> None:
         CheckError: naming the site, and which layer it turned out to be, if it is another one's.
     """
     kept: dict[Site, torch.Tensor] = {}
-    kinds = [k for k in KINDS if _has(reader, k)]
+    kinds: list[SiteKind] = [k for k in KINDS if _has(reader, k)]
     sites = [Site(kind, layer) for layer in range(reader.n_layers) for kind in kinds]
 
     def keeping(site: Site) -> Any:
@@ -88,7 +101,7 @@ def check_sites(reader: "PassReader") -> None:
     ids = _probe(reader)
     real = torch.ones_like(ids)
     probe = Pass(ids, real, torch.arange(ids.shape[1], device=ids.device)[None], {}, ((0, None),), (0,))
-    with torch.inference_mode():
+    with torch.no_grad():
         with reader._hooked([(s, keeping(s)) for s in sites], stop=None) as forward:
             forward(probe, DynamicCache(config=reader.model.config))
         states = reader.model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
@@ -110,7 +123,7 @@ def check_sites(reader: "PassReader") -> None:
             _compare(torch.as_tensor(parts), kept[Site("resid_post", layer)].float(), what, "resid_post", dtype)
 
 
-def _has(reader: "PassReader", kind: Any) -> bool:
+def _has(reader: "PassReader", kind: SiteKind) -> bool:
     try:
         reader.name_of(Site(kind, 0))
     except UserError:

@@ -46,7 +46,7 @@ class NNsightReader(PassReader):
             )
         self.envoy: Any = model
         self.remote = remote
-        self._keeps_cache = not remote
+        self._elsewhere = bool(remote)
         super().__init__(model._module, batch_tokens=batch_tokens)  # type: ignore[arg-type]
 
     @classmethod

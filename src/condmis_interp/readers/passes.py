@@ -13,13 +13,15 @@ over each prompt + answer, on a fraction of the tokens.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
 from condmis_interp.errors import CheckError
 from condmis_interp.panel import Answer, Prompt, pad
 
-PROMPT_SCOPES = ("cue", "question", "tail", "last_template")
+Until = Literal["cue", "question"]
+_SPANS = ("cue", "question", "tail")
 SHORTEST_PREFIX = 4
 """Shared prefixes shorter than this are not worth a pass."""
 FEWEST_KIN = 4
@@ -75,6 +77,19 @@ class Pass:
             continues=None if self.continues is None else self.continues.to(device),
         )
 
+    def row(self, row: int) -> "Pass":
+        """Returns the pass with one of its rows."""
+        one = slice(row, row + 1)
+        return replace(
+            self,
+            ids=self.ids[one],
+            mask=self.mask[one],
+            positions=self.positions[one],
+            scopes={name: s[one] for name, s in self.scopes.items()},
+            owners=self.owners[one],
+            begin=self.begin[one],
+        )
+
     def repeated(self, times: int, rows_before: int) -> "Pass":
         """Returns the pass with its rows several times over, each copy continuing its own copy of the last pass.
 
@@ -121,7 +136,12 @@ class Batch:
 
 
 def plan(
-    requests: Sequence[Request], *, batch_tokens: int, device: torch.device, share: bool = True
+    requests: Sequence[Request],
+    *,
+    batch_tokens: int,
+    device: torch.device,
+    share: bool = True,
+    until: Until | None = None,
 ) -> Iterator[Batch]:
     """Yields batches of requests, sorted so that neighbours share a prefix and a length.
 
@@ -130,18 +150,20 @@ def plan(
         batch_tokens: Padded tokens in one pass.
         device: Where the tensors go.
         share: Whether a prefix is run once for all prompts that share it; not where an edit there differs by request.
+        until: Cut every prompt at the end of this span, instead of at the end of what the prompts share.
     """
+    facts = {"batch_tokens": batch_tokens, "device": device, "share": share, "until": until}
     for group in _kin(requests):
         batch: list[int] = []
         for i in group:
             longest = len(requests[i].prompt.ids)  # ascending, so this one is
             shared = _common([requests[batch[0]].prompt.ids, requests[i].prompt.ids]) if batch and share else 0
             if batch and (len(batch) + 1) * (longest - shared) > batch_tokens:
-                yield _batch(batch, requests, batch_tokens, device, share)
+                yield _batch(batch, requests, **facts)
                 batch = []
             batch.append(i)
         if batch:
-            yield _batch(batch, requests, batch_tokens, device, share)
+            yield _batch(batch, requests, **facts)
 
 
 def _kin(requests: Sequence[Request]) -> list[list[int]]:
@@ -158,23 +180,34 @@ def _kin(requests: Sequence[Request]) -> list[list[int]]:
     return [sorted(g, key=lambda i: (len(requests[i].prompt.ids), requests[i].prompt.ids)) for g in (*large, rest) if g]
 
 
-def _batch(rows: list[int], requests: Sequence[Request], batch_tokens: int, device: torch.device, share: bool) -> Batch:
+def _batch(
+    rows: list[int],
+    requests: Sequence[Request],
+    *,
+    batch_tokens: int,
+    device: torch.device,
+    share: bool,
+    until: Until | None,
+) -> Batch:
     prompts = [requests[i].prompt for i in rows]
-    lengths = torch.tensor([len(p.ids) for p in prompts])
-    ids, mask = pad([p.ids for p in prompts], right=True)
-    check_right_padded(mask)
-    scopes = prompt_scopes(prompts, ids.shape, right=True)
-    shared = _shared(prompts, scopes) if share else 0
-    positions = positions_of(mask)
+    cuts = [p.spans[until][1] for p in prompts] if until else [_shared(prompts) if share else 0] * len(prompts)
     passes = []
-    if shared:
-        head = {name: s[:1, :shared] for name, s in scopes.items()}
-        owner = ((rows[0], None),)
-        passes.append(Pass(ids[:1, :shared], mask[:1, :shared], positions[:1, :shared], head, owner, (0,)))
-    tail = {name: s[:, shared:] for name, s in scopes.items()}
-    first = torch.zeros(len(rows), dtype=torch.long) if shared else None
     owners = tuple((i, None) for i in rows)
-    passes.append(Pass(ids[:, shared:], mask, positions[:, shared:], tail, owners, (shared,) * len(rows), first))
+    continues = past = None
+    if any(cuts):
+        head = _piece(prompts, [0] * len(rows), cuts, owners)
+        past = head.mask
+        if all(p.ids[:c] == prompts[0].ids[: cuts[0]] for p, c in zip(prompts, cuts, strict=True)) and share:
+            head = head.row(0)
+            continues = torch.zeros(len(rows), dtype=torch.long)
+        else:
+            continues = torch.arange(len(rows))
+        passes.append(head)
+    lengths = [len(p.ids) for p in prompts]
+    rest = _piece(prompts, cuts, lengths, owners)
+    check_right_padded(rest.mask)
+    mask = rest.mask if past is None else torch.cat([past, rest.mask], 1)
+    passes.append(replace(rest, mask=mask, continues=continues))
 
     flat = [(len(a.ids), row, slot) for row, i in enumerate(rows) for slot, a in enumerate(requests[i].answers)]
     answers = []
@@ -185,19 +218,26 @@ def _batch(rows: list[int], requests: Sequence[Request], batch_tokens: int, devi
             Pass(
                 answer_ids,
                 torch.cat([mask[owner], answer_mask], 1),
-                lengths[owner, None] + torch.arange(answer_ids.shape[1]),
+                torch.tensor(lengths)[owner, None] + torch.arange(answer_ids.shape[1]),
                 {"answer": answer_mask},
                 tuple((rows[row], slot) for _, row, slot in group),
                 (0,) * len(group),
                 owner,
             )
         )
+    last = torch.tensor([n - 1 - cut for n, cut in zip(lengths, cuts, strict=True)])
     return Batch(
-        tuple(rows),
-        tuple(p.to(device) for p in passes),
-        (lengths - 1 - shared).to(device),
-        tuple(p.to(device) for p in answers),
+        tuple(rows), tuple(p.to(device) for p in passes), last.to(device), tuple(p.to(device) for p in answers)
     )
+
+
+def _piece(
+    prompts: Sequence[Prompt], begins: Sequence[int], ends: Sequence[int], owners: tuple[tuple[int, int | None], ...]
+) -> Pass:
+    """Returns a pass over part of each prompt, right-padded."""
+    ids, mask = pad([p.ids[b:e] for p, b, e in zip(prompts, begins, ends, strict=True)], right=True)
+    positions = torch.tensor(begins)[:, None] + (mask.cumsum(1) - 1).clamp(min=0)
+    return Pass(ids, mask, positions, _scopes(prompts, ids.shape, begins), owners, tuple(begins))
 
 
 def check_right_padded(mask: torch.Tensor) -> None:
@@ -230,44 +270,39 @@ def _common(sequences: Sequence[Sequence[int]]) -> int:
     return next((k for k in range(limit) if low[k] != high[k]), limit)
 
 
-def _shared(prompts: Sequence[Prompt], scopes: Mapping[str, torch.Tensor]) -> int:
-    """Returns the length of the prefix that all prompts share, in tokens and in scopes; 0 if it does not pay."""
+def _shared(prompts: Sequence[Prompt]) -> int:
+    """Returns the length of the prefix that all prompts share, in tokens and in spans; 0 if it does not pay."""
     if len(prompts) == 1:
         return 0
     shared = _common([p.ids for p in prompts])
-    while shared and any(bool((s[:, :shared] != s[:1, :shared]).any()) for s in scopes.values()):
+    while shared and len({_spans_within(p, shared) for p in prompts}) > 1:
         shared -= 1
     return shared if shared >= SHORTEST_PREFIX else 0
 
 
-def positions_of(mask: torch.Tensor) -> torch.Tensor:
-    """Returns position ids [rows, position] that count real tokens only, whatever the padding side."""
-    return (mask.cumsum(1) - 1).clamp(min=0)
+def _spans_within(prompt: Prompt, length: int) -> tuple[tuple[int, int], ...]:
+    return tuple((min(b, length), min(e, length)) for b, e in (prompt.spans[name] for name in _SPANS))
 
 
-def prompt_scopes(prompts: Sequence[Prompt], shape: torch.Size, *, right: bool) -> dict[str, torch.Tensor]:
-    """Returns, by scope, 1 where a prompt's token is in it, [rows, position]."""
-    scopes = {name: torch.zeros(shape) for name in PROMPT_SCOPES}
-    for i, prompt in enumerate(prompts):
-        shift = 0 if right else shape[1] - len(prompt.ids)
-        for name in ("cue", "question", "tail"):
-            begin, end = prompt.spans[name]
-            scopes[name][i, shift + begin : shift + end] = 1
-        scopes["last_template"][i, shift + prompt.last_template] = 1
+def _scopes(prompts: Sequence[Prompt], shape: torch.Size, begins: Sequence[int]) -> dict[str, torch.Tensor]:
+    """Returns, by scope, 1 where a prompt's token is in it, [rows, position]; columns count from `begins`."""
+    scopes = {name: torch.zeros(shape) for name in (*_SPANS, "last_template")}
+    for i, (prompt, first) in enumerate(zip(prompts, begins, strict=True)):
+        for name in _SPANS:
+            begin, end = (max(edge - first, 0) for edge in prompt.spans[name])
+            scopes[name][i, begin:end] = 1
+        if 0 <= prompt.last_template - first < shape[1]:
+            scopes["last_template"][i, prompt.last_template - first] = 1
     return scopes
 
 
 def prompt_pass(prompts: Sequence[Prompt]) -> Pass:
     """Returns one pass over left-padded prompts, for generation."""
     ids, mask = pad([p.ids for p in prompts], right=False)
-    return Pass(
-        ids,
-        mask,
-        positions_of(mask),
-        prompt_scopes(prompts, ids.shape, right=False),
-        tuple((i, None) for i in range(len(prompts))),
-        tuple(len(p.ids) - ids.shape[1] for p in prompts),
-    )
+    begins = tuple(len(p.ids) - ids.shape[1] for p in prompts)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    owners = tuple((i, None) for i in range(len(prompts)))
+    return Pass(ids, mask, positions, _scopes(prompts, ids.shape, begins), owners, begins)
 
 
 def next_pass(last: Pass, chosen: torch.Tensor) -> Pass:

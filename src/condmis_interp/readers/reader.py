@@ -45,6 +45,19 @@ class Capture:
             if position not in POSITIONS:
                 raise UserError(f"{position!r} is no position of a capture", fix=f"Positions: {', '.join(POSITIONS)}.")
 
+    @classmethod
+    def named(cls, *names: str, positions: tuple[Position, ...] = ("last_template", "answer_mean")) -> "Capture":
+        """Returns a capture of sites written as `resid_post[18]` or as TransformerLens does.
+
+        Raises:
+            UserError: if a name is no site, or they are of several kinds.
+        """
+        sites = sorted({Site.parse(name) for name in names})
+        kinds = {s.kind for s in sites}
+        if len(kinds) != 1:
+            raise UserError(f"a capture is of one kind of site, not of {len(kinds)}", where=", ".join(names))
+        return cls(tuple(s.layer for s in sites), kinds.pop(), positions)
+
     @property
     def sites(self) -> tuple[Site, ...]:
         """Where it reads, by layer."""

@@ -1,8 +1,8 @@
 """What a reading collects, pass by pass: log-probs of answers, and activations pooled on the device.
 
-Pooling happens inside the hook: each captured layer gives [rows, positions, width] by one product with weights [rows,
-positions, tokens] in fp32, so that whole sequences are never kept. On a GPU the pooled tensors go to pinned host memory
-on a stream of their own, two slots in turn, while the next pass runs.
+Pooling happens inside the hook: each captured layer gives sums [rows, positions, width] by one product with masks
+[rows, positions, tokens] in fp32, so that whole sequences are never kept. On a GPU the pooled tensors go to pinned host
+memory on a stream of their own, two slots in turn, while the next pass runs.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ _SCOPE_OF: dict[Position, str] = {
 
 
 class Pool:
-    """Weighs the tokens of the current pass, for every captured position.
+    """Sums over the tokens of the current pass, for every captured position.
 
     Args:
         requests: The requests.
@@ -53,15 +53,11 @@ class Pool:
         """Takes in the tokens of the next pass."""
         self.pooled.clear()
         self.positions = [k for k in self.capture.positions if _SCOPE_OF[k] in p.scopes]
-        weights = []
-        for position in self.positions:
-            mask = p.scopes[_SCOPE_OF[position]].float()
-            counts = torch.tensor([self._count(position, *owner) for owner in p.owners], device=mask.device)
-            weights.append(mask / counts[:, None])
-        self._weights = torch.stack(weights, 1) if weights else None
+        masks = [p.scopes[_SCOPE_OF[k]].float() for k in self.positions]
+        self._weights = torch.stack(masks, 1) if masks else None
 
-    def _count(self, position: Position, request: int, slot: int | None) -> int:
-        """Returns how many tokens a position's mean is over, answers of a request together."""
+    def count(self, position: Position, request: int, slot: int | None) -> int:
+        """Returns what a position's sum over the tokens of a row is divided by."""
         r = self.requests[request]
         if slot is not None:
             return len(r.answers[slot].ids) * len(r.answers)
@@ -142,12 +138,15 @@ class Tally:
             return
         stacked = torch.stack([pool.pooled[layer] for layer in pool.capture.layers], 1)
         shared = len(p.owners) == 1 < len(batch.rows) and p.owners[0][1] is None
-        rows = torch.tensor(batch.rows if shared else [request for request, _ in p.owners])
-        positions = tuple(pool.positions)
+        owners = [(i, None) for i in batch.rows] if shared else p.owners
+        rows = torch.tensor([request for request, _ in owners])
+        counts: dict[Position, torch.Tensor] = {
+            k: torch.tensor([pool.count(k, *owner) for owner in owners]) for k in pool.positions
+        }
 
         def take(host: torch.Tensor) -> None:
-            for j, position in enumerate(positions):
-                self.kept[position].index_add_(0, rows, host[:, :, j].expand(len(rows), -1, -1))
+            for j, (position, count) in enumerate(counts.items()):
+                self.kept[position].index_add_(0, rows, host[:, :, j] / count[:, None, None])
 
         self._offload.add(stacked, take)
 
