@@ -13,7 +13,7 @@ only twins enter. The confidence of a verdict on an organism of family f is read
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,7 @@ def measure_seeds(seeds: Sequence[int], out: Path, *, base: str = "personaworld"
             study = study_of_seed(seed, seeds[(i + 1) % len(seeds)], resolved, panel)
             pieces = Pieces(out / "pieces", list(study.determined_by))
             battery = measure(study.bench, study.reference, chosen, pieces=pieces, step=step)
-            found.append(Measured(study, battery))
+            found.append(Measured(replace(study, bench=replace(study.bench)), battery))  # drops its stacked weights
     return found
 
 

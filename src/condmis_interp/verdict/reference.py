@@ -143,6 +143,7 @@ def calibrate(
     tables = {
         "confusion": result.confusion,
         "tests": result.tests,
+        "worth": result.worth,
         "operating": result.operating,
         "table": result.table,
     }
