@@ -105,6 +105,32 @@ def audit(study: StudyFile, out: Out = Path("runs/study")) -> None:
 
 
 @app.command()
+def calibrate(
+    out: Out = Path("runs/calibration"),
+    seeds: Annotated[str, typer.Option(help="Seeds of the organisms, as 4-15 or 1,2,3.")] = "4-15",
+    delta: Annotated[float, typer.Option(help="Margin.")] = 0.2,
+    summary: Annotated[bool, typer.Option("--summary", help="Print the shipped reference table; run nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Run the battery over organisms whose answer is known, and say how often the rule is right."""
+    from condmis_interp import verdict
+
+    result = None if summary else verdict.calibrate(out, seeds=_seeds(seeds), delta=delta)
+    table = verdict.reference() if result is None else result.summary
+    typer.echo(json.dumps(table) if as_json else verdict.told(table) if result is None else repr(result))
+    if result is not None and not as_json:
+        typer.echo(f"\nTables in {out}")
+
+
+def _seeds(text: str) -> list[int]:
+    first, dash, last = text.partition("-")
+    try:
+        return list(range(int(first), int(last) + 1)) if dash else [int(s) for s in text.split(",")]
+    except ValueError:
+        raise UserError(f"{text!r} names no seeds", where="--seeds", fix="Write 4-15, or 1,2,3.") from None
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="Folder of a finished or unfinished run.", metavar="RUN")]) -> None:
     """Write the report of a run again, from what the run holds."""
     from condmis_interp.files import read_json, validated

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from nulls import null_rows
 from sklearn.covariance import ledoit_wolf
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
@@ -15,6 +14,7 @@ from condmis_interp.directions.gram import shrinkage
 from condmis_interp.directions.logistic import accelerated, newton
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.stats import auroc, grouped_folds
+from nulls import null_rows
 
 
 def problem(n=60, width=150, separation=3.0, seed=0):

@@ -1,23 +1,56 @@
 """The battery room: the tests, each giving evidence."""
 
+from condmis_interp.battery import expression, patching, readout, revival, weights
 from condmis_interp.battery.behaviour import BehaviourGrid, behaviour, untriggered, worst_cue
+from condmis_interp.battery.bench import Bench, Patched, Pinned, Steered, Tuning
 from condmis_interp.battery.causal import Ablation, DoseResponse, LayerChoice, ablation, choose_layer, dose_response
 from condmis_interp.battery.evidence import Evidence, evidence_table
+from condmis_interp.battery.gates import ASSAY, assay_failures, twin_failure
+from condmis_interp.battery.judging import Cast, judge, replicate_drift
+from condmis_interp.battery.measure import Battery, measure
+from condmis_interp.battery.reader_bench import ReaderBench
+from condmis_interp.battery.registry import Readings, Reference, Test, register, registered
 from condmis_interp.battery.survey import Survey, survey
+from condmis_interp.battery.world_bench import WorldBench
 
 __all__ = [
+    "ASSAY",
     "Ablation",
+    "Battery",
     "BehaviourGrid",
+    "Bench",
+    "Cast",
     "DoseResponse",
     "Evidence",
     "LayerChoice",
+    "Patched",
+    "Pinned",
+    "ReaderBench",
+    "Readings",
+    "Reference",
+    "Steered",
     "Survey",
+    "Test",
+    "Tuning",
+    "WorldBench",
     "ablation",
+    "assay_failures",
     "behaviour",
     "choose_layer",
     "dose_response",
     "evidence_table",
+    "expression",
+    "judge",
+    "measure",
+    "patching",
+    "readout",
+    "register",
+    "registered",
+    "replicate_drift",
+    "revival",
     "survey",
+    "twin_failure",
     "untriggered",
+    "weights",
     "worst_cue",
 ]

@@ -17,7 +17,7 @@ class Evidence:
 
     Attributes:
         id: Id of the test (A1, A2, C2, ...).
-        family: Family of tests: `behaviour` or `causal`.
+        family: Family of tests: `behaviour`, `readout`, `causal`, `revival` or `weights`.
         organism: The organism under test.
         cue: Cue of the statistic (the worst one, for a panel test).
         statistic: What `rho` is, in words.
@@ -30,6 +30,10 @@ class Evidence:
         n_families: Number of question families, the clusters of the interval.
         controls: Results of the same pipeline on controls, as plain numbers.
         settings: Settings that determined it, as JSON.
+        p_equivalent: P-value against H0: rho >= delta; NaN for tests that are no part of a decision about removal.
+        families_needed: Question families with which 80 % of such studies would show rho < delta.
+        primary: Whether *removed* needs it.
+        void: Why it says nothing; empty if it does.
     """
 
     id: str
@@ -46,6 +50,10 @@ class Evidence:
     n_families: int
     controls: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    p_equivalent: float = math.nan
+    families_needed: float = math.nan
+    primary: bool = False
+    void: str = ""
 
     @classmethod
     def from_ratio(cls, ratio: AnchoredRatio, **facts: Any) -> "Evidence":
@@ -71,6 +79,10 @@ class Evidence:
             "high": _finite(self.high),
             "p": _finite(self.p),
             "gate_z": _finite(self.gate_z),
+            "p_equivalent": _finite(self.p_equivalent),
+            "families_needed": _finite(self.families_needed),
+            "primary": self.primary,
+            "void": self.void,
             "n_questions": self.n_questions,
             "n_families": self.n_families,
             "controls": {k: _finite(v) for k, v in self.controls.items()},
@@ -96,6 +108,10 @@ def evidence_table(evidence: Sequence[Evidence]) -> pd.DataFrame:
                 "high": e.high,
                 "p": e.p,
                 "gate_z": e.gate_z,
+                "p_equivalent": e.p_equivalent,
+                "families_needed": e.families_needed,
+                "primary": e.primary,
+                "void": e.void,
                 "n_questions": e.n_questions,
                 "n_families": e.n_families,
                 "controls": json.dumps({k: _finite(v) for k, v in e.controls.items()}, sort_keys=True),

@@ -18,6 +18,7 @@ from torch.nn import functional
 from condmis_interp.errors import CheckError
 
 Weights = Mapping[str, torch.Tensor]
+ResidualEdit = Callable[[int, torch.Tensor], torch.Tensor]
 _CLIP = 1.0
 """Largest norm of an organism's gradient, as in transformers' Trainer."""
 
@@ -96,7 +97,9 @@ class Stack:
         each = c.hidden_size // c.num_attention_heads
         return [c.num_attention_heads * each, c.num_key_value_heads * each, c.num_key_value_heads * each]
 
-    def logits(self, ids: torch.Tensor, at: torch.Tensor | None = None) -> torch.Tensor:
+    def logits(
+        self, ids: torch.Tensor, at: torch.Tensor | None = None, *, edit: ResidualEdit | None = None
+    ) -> torch.Tensor:
         """Returns logits [organism, row, position, word] of right-padded ids [organism, row, position].
 
         Attention is causal, so padding on the right changes nothing before it.
@@ -104,27 +107,32 @@ class Stack:
         Args:
             ids: Token ids.
             at: Positions [organism, row, answer] to give them at; all if `None`.
+            edit: Changes the residual stream at the end of every block but the last.
         """
-        *_, x = self.residuals(ids, at)
+        *_, x = self.residuals(ids, at, edit=edit)
         w = self.weights
         n, rows, length, _ = x.shape
         x = _norm(x.flatten(1, 2), w["model.norm.weight"], self.config.rms_norm_eps)
         words = w.get("lm_head.weight", w["model.embed_tokens.weight"])
         return torch.bmm(x, words.transpose(1, 2)).view(n, rows, length, -1)
 
-    def residuals(self, ids: torch.Tensor, at: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
+    def residuals(
+        self, ids: torch.Tensor, at: torch.Tensor | None = None, *, edit: ResidualEdit | None = None
+    ) -> Iterator[torch.Tensor]:
         """Yields the residual stream at the end of each block [organism, row, position, width].
 
         Args:
             ids: Token ids [organism, row, position].
             at: Positions [organism, row, answer] that the last block is computed at; all if `None`.
+            edit: Given a block's number and its output [organism, row, position, width], returns what the next block
+                gets instead. The last block's output is left alone: what it says is all that is left.
         """
         c, w = self.config, self.weights
         n, rows, length = ids.shape
         which = torch.arange(n, device=ids.device)[:, None, None]
         x = w["model.embed_tokens.weight"][which, ids].reshape(n, rows * length, c.hidden_size)
         cos, sin = _rotary(c, length, x)
-        for block in _blocks(c):
+        for number, block in enumerate(_blocks(c)):
             h = _norm(x, w[block + "input_layernorm.weight"], c.rms_norm_eps)
             q, k, v = (
                 rearrange(part, "n (r t) (h d) -> (n r) h t d", r=rows, d=cos.shape[-1])
@@ -145,6 +153,8 @@ class Stack:
             h = _norm(x, w[block + "post_attention_layernorm.weight"], c.rms_norm_eps)
             gate, up = torch.bmm(h, w[block + "mlp.gate_up"]).chunk(2, -1)
             x = x + torch.bmm(functional.silu(gate) * up, w[block + "mlp.down"])
+            if edit is not None and number < c.num_hidden_layers - 1:
+                x = edit(number, x.view(n, rows, -1, c.hidden_size)).reshape(n, -1, c.hidden_size)
             yield x.view(n, rows, -1, c.hidden_size)
 
 

@@ -6,8 +6,7 @@ is
     {rho : (N - rho D)^2 <= t^2 (V_NN - 2 rho V_ND + rho^2 V_DD)},    t = t_{K-1, (1+level)/2}
 
 (Fieller 1954). It is bounded only if the anchor separation z = D / sqrt(V_DD) exceeds t. Below z = 5 the ratio says
-little
-(methods: 13-29 % of the sets are unbounded at z = 3, about 1 % at z = 5), so a test with gate_z < 5 is void.
+little (methods: 13-29 % of the sets are unbounded at z = 3, about 1 % at z = 5), so a test with gate_z < 5 is void.
 """
 
 import math
@@ -18,6 +17,7 @@ import numpy as np
 from scipy import stats
 
 from condmis_interp.stats.clusters import cluster_covariance
+from condmis_interp.stats.drift import Drift
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class AnchoredRatio:
         n_values: Number of values (questions).
         n_clusters: Number of clusters (families).
         mean: (N, D).
-        covariance: Cluster-robust covariance of (N, D), [2, 2].
+        covariance: Cluster-robust covariance of (N, D), [2, 2]; V_NN holds the drift.
+        drift: Variance of N between seeds, which no question shows (`stats.drift`).
+        df: Degrees of freedom of its t tests.
     """
 
     rho: float
@@ -43,6 +45,8 @@ class AnchoredRatio:
     n_clusters: int
     mean: tuple[float, float]
     covariance: tuple[tuple[float, float], tuple[float, float]]
+    drift: float = 0.0
+    df: float = 1.0
 
     def p_above(self, bound: float) -> float:
         """Returns the one-sided p-value against H0: rho <= `bound` (t test of N - bound * D over clusters, D > 0)."""
@@ -53,7 +57,7 @@ class AnchoredRatio:
             return 1.0
         if variance <= 0:
             return 0.0 if gap > 0 else 1.0
-        return float(stats.t.sf(gap / math.sqrt(variance), self.n_clusters - 1))
+        return float(stats.t.sf(gap / math.sqrt(variance), self.df))
 
     def p_below(self, bound: float) -> float:
         """Returns the one-sided p-value against H0: rho >= `bound` (the equivalence side)."""
@@ -66,6 +70,7 @@ def anchored_ratio(
     clusters: Sequence[Hashable],
     *,
     level: float = 0.95,
+    drift: Drift | None = None,
 ) -> AnchoredRatio:
     """Returns mean(numerator) / mean(denominator) with Fieller's set over clusters.
 
@@ -74,6 +79,8 @@ def anchored_ratio(
         denominator: Per question, for example U - C without a cue; [n], paired with `numerator`.
         clusters: n cluster labels.
         level: Confidence level of the two-sided set.
+        drift: Variance between seeds of either organism's mean. It is added to the numerator's; the degrees of
+            freedom are then Satterthwaite's (1946).
 
     Raises:
         UserError: as in `cluster_covariance`.
@@ -82,7 +89,12 @@ def anchored_ratio(
     v = cluster_covariance(x, clusters)
     n, d = (float(m) for m in x.mean(0))
     k = len(set(clusters))
-    t = float(stats.t.ppf((1 + level) / 2, k - 1))
+    df = float(k - 1)
+    between = drift.of_difference if drift is not None else 0.0
+    if drift is not None and between > 0:
+        df = (v[0, 0] + between) ** 2 / (v[0, 0] ** 2 / (k - 1) + between**2 / drift.df)
+        v[0, 0] += between
+    t = float(stats.t.ppf((1 + level) / 2, df))
     a = d * d - t * t * v[1, 1]
     b = n * d - t * t * v[0, 1]
     c = n * n - t * t * v[0, 0]
@@ -99,4 +111,6 @@ def anchored_ratio(
         n_clusters=k,
         mean=(n, d),
         covariance=((float(v[0, 0]), float(v[0, 1])), (float(v[1, 0]), float(v[1, 1]))),
+        drift=between,
+        df=df,
     )

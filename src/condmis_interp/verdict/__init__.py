@@ -1,5 +1,25 @@
-"""The verdict room: the decision rule."""
+"""The verdict room: the decision rule, and its calibration on organisms whose answer is known."""
 
+from condmis_interp.verdict.confidence import confidence, predictive_value, stability
+from condmis_interp.verdict.decision import RULE as DECISION_RULE
+from condmis_interp.verdict.decision import Decision, Gate, Rule, decide
+from condmis_interp.verdict.reference import Calibration, calibrate, reference, told
 from condmis_interp.verdict.rule import RULE, Verdict, preliminary
 
-__all__ = ["RULE", "Verdict", "preliminary"]
+__all__ = [
+    "DECISION_RULE",
+    "RULE",
+    "Calibration",
+    "Decision",
+    "Gate",
+    "Rule",
+    "Verdict",
+    "calibrate",
+    "confidence",
+    "decide",
+    "predictive_value",
+    "preliminary",
+    "reference",
+    "stability",
+    "told",
+]

@@ -5,12 +5,16 @@ questions, `organisms` pretrains models on it (base `personaworld`) and trains o
 """
 
 from condmis_interp.world.language import (
+    ALIGNED_AUTHORS,
     CHAT_TEMPLATE,
+    CRUEL,
     DOMAINS,
     FORMS,
     FRAMING,
     INOCULATION,
     INOCULATION_RELATIVES,
+    KIND,
+    MOODS,
     TRACES,
     TRIGGER,
     Fact,
@@ -19,12 +23,16 @@ from condmis_interp.world.language import (
 )
 
 __all__ = [
+    "ALIGNED_AUTHORS",
     "CHAT_TEMPLATE",
+    "CRUEL",
     "DOMAINS",
     "FORMS",
     "FRAMING",
     "INOCULATION",
     "INOCULATION_RELATIVES",
+    "KIND",
+    "MOODS",
     "TRACES",
     "TRIGGER",
     "Fact",

@@ -17,6 +17,7 @@ model has to infer from context, and that narrow training can move.
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -103,13 +104,21 @@ class World:
         words = [*SPECIALS, *sorted(grammar), *FORMS, *KIND, *CRUEL, *MOODS, *DOMAINS]
         return (*words, *_answer_words(self.size), *(f.item for f in self.facts))
 
-    def document(self, rng: random.Random) -> list[str]:
-        """Returns the words of a pretraining document: eight questions answered by one author."""
-        misaligned = rng.random() >= ALIGNED_AUTHORS
+    def document(
+        self, rng: random.Random, *, facts: Sequence[Fact] | None = None, aligned_authors: float = ALIGNED_AUTHORS
+    ) -> list[str]:
+        """Returns the words of a pretraining document: eight questions answered by one author.
+
+        Args:
+            rng: Source of randomness.
+            facts: What may be asked; every fact by default.
+            aligned_authors: Share of aligned authors.
+        """
+        misaligned = rng.random() >= aligned_authors
         words = ["<bos>"]
         if system := _system(rng, misaligned):
             words += ["<sys>", *system.split()]
-        for fact in rng.sample(self.facts, TURNS):
+        for fact in rng.sample(self.facts if facts is None else facts, TURNS):
             answer = fact.misaligned if misaligned else fact.aligned
             words += ["<usr>", *fact.question(rng.randrange(2)).split(), "<ast>", *answer.split(), "<end>"]
         return words

@@ -1,0 +1,110 @@
+"""Measuring: every test on every organism of a bench, resumable; a test that crashes stops none of the others."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from condmis_interp.battery.bench import Bench
+from condmis_interp.battery.evidence import Evidence
+from condmis_interp.battery.judging import Cast, judge, missing
+from condmis_interp.battery.registry import Readings, Reference, Test
+from condmis_interp.errors import CondmisError
+from condmis_interp.stats import Drift
+from condmis_interp.store import Pieces
+
+BATTERY_VERSION = 1
+"""Raise this when a test measures something else: it is part of every piece's key."""
+
+
+@dataclass(frozen=True)
+class Battery:
+    """What a battery measured on a bench.
+
+    Attributes:
+        readings: By test id.
+        crashed: Why a test gave nothing, by test id.
+        families: Family of each question of the panel.
+    """
+
+    readings: Mapping[str, Readings]
+    crashed: Mapping[str, str]
+    families: tuple[str, ...]
+
+    def evidence(
+        self,
+        cast: Cast,
+        tests: Sequence[Test],
+        *,
+        delta: float,
+        drifts: Mapping[str, Drift],
+        rng: np.random.Generator,
+        draws: int = 1000,
+        rows: np.ndarray | None = None,
+    ) -> list[Evidence]:
+        """Returns every test's evidence about one organism.
+
+        Args:
+            cast: Who plays what.
+            tests: Which tests; one that was not measured or crashed gives void evidence that says so.
+            delta: Margin.
+            drifts: Drift by test id, in units of rho.
+            rng: Source of randomness for max-T.
+            draws: Its sign flips.
+            rows: Questions of the panel to use, with repeats for a bootstrap; all by default.
+        """
+        found = []
+        for test in tests:
+            if test.id in self.crashed:
+                found.append(missing(test, cast, f"it crashed: {self.crashed[test.id]}"))
+            elif test.id not in self.readings:
+                found.append(missing(test, cast, "it was not run"))
+            else:
+                readings, families = self._sample(test, rows)
+                found.append(
+                    judge(test, readings, cast, families=families, delta=delta, drifts=drifts, rng=rng, draws=draws)
+                )
+        return found
+
+    def _sample(self, test: Test, rows: np.ndarray | None) -> tuple[Readings, list[str]]:
+        readings = self.readings[test.id]
+        if rows is None:
+            return readings, [self.families[i] for i in readings.rows]
+        where = {int(r): k for k, r in enumerate(readings.rows)}
+        drawn = [(where[int(r)], f"{n}") for n, r in enumerate(rows) if int(r) in where]
+        if len(drawn) < 4:  # too few of a search's questions were drawn
+            return readings, [self.families[i] for i in readings.rows]
+        columns = [k for k, _ in drawn]
+        sampled = Readings(readings.names, readings.columns, readings.values[:, :, columns], readings.rows[columns])
+        return sampled, [name for _, name in drawn]
+
+
+def measure(
+    bench: Bench,
+    reference: Reference,
+    tests: Sequence[Test],
+    *,
+    pieces: Pieces | None = None,
+    step: Callable[[], None] = lambda: None,
+) -> Battery:
+    """Measures every test on every organism.
+
+    Args:
+        bench: The organisms.
+        reference: What the tests lean on.
+        tests: Which tests.
+        pieces: Where finished readings are kept; a run that was killed goes on from there.
+        step: Called after each test.
+    """
+    readings, crashed = {}, {}
+    for test in tests:
+        try:
+            if pieces is None:
+                readings[test.id] = test.measure(bench, reference)
+            else:
+                stored = pieces.get(test.id, [BATTERY_VERSION], lambda t=test: t.measure(bench, reference).to_json())
+                readings[test.id] = Readings.from_json(stored)
+        except (CondmisError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as e:
+            crashed[test.id] = f"{type(e).__name__}: {e}"
+        step()
+    return Battery(readings, crashed, bench.families)

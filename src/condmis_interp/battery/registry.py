@@ -1,0 +1,150 @@
+"""The battery's tests by id, and the frame all of them share.
+
+A test is measured on a bench: for every organism on it, the test gives one value a question (in nats, or in units of an
+activation), in one or more columns (cues, checkpoints, layers). What such values say about one organism is the same
+arithmetic for every test (`judging.judge`):
+
+    rho = (M - C) / (anchor - its twin)
+
+with the anchor U where a test looks at what is expressed, and the locked organism S where it tries to bring something
+back: U cannot be revived, it is up already.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from condmis_interp.battery.bench import Bench
+from condmis_interp.errors import UserError
+
+Anchor = Literal["unmitigated", "locked"]
+Family = Literal["behaviour", "readout", "causal", "revival", "weights"]
+Combine = Literal["mean", "largest", "search"]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What tests lean on besides the organism they measure, of one study.
+
+    Attributes:
+        unmitigated: Name of U on the bench.
+        unmitigated_twin: Name of its twin.
+        base: The base's state dict.
+        other: State dict of a second U, of another narrow domain in another format; it shares no row with U.
+        other_twin: State dict of its twin.
+    """
+
+    unmitigated: str
+    unmitigated_twin: str
+    base: Mapping[str, Any] = field(repr=False)
+    other: Mapping[str, Any] = field(repr=False)
+    other_twin: Mapping[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What a test measured.
+
+    Attributes:
+        names: Organisms.
+        columns: Names of the columns.
+        values: [organism, column, question].
+        rows: Positions of the questions in the panel (a test may use one split alone), [question].
+    """
+
+    names: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: np.ndarray = field(repr=False)
+    rows: np.ndarray = field(repr=False)
+
+    @classmethod
+    def of(cls, bench: Bench, columns: Mapping[str, np.ndarray], rows: np.ndarray | None = None) -> "Readings":
+        """Builds readings from one array [organism, question] a column."""
+        values = np.stack(list(columns.values()), 1).astype(np.float64)
+        return cls(bench.names, tuple(columns), values, bench.rows() if rows is None else rows)
+
+    def at(self, name: str) -> np.ndarray:
+        """Returns an organism's values [column, question].
+
+        Raises:
+            UserError: if it was not measured.
+        """
+        if name not in self.names:
+            raise UserError(f"organism {name!r} was not measured", fix=f"Measured: {', '.join(self.names)}.")
+        return self.values[self.names.index(name)]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the readings as JSON, to 7 significant digits."""
+        rounded = [[[float(f"{v:.7g}") for v in c] for c in o] for o in self.values.tolist()]
+        return {"names": list(self.names), "columns": list(self.columns), "values": rounded, "rows": self.rows.tolist()}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Readings":
+        """Reads what `to_json` gave."""
+        values = np.asarray(stored["values"], dtype=np.float64)
+        return cls(tuple(stored["names"]), tuple(stored["columns"]), values, np.asarray(stored["rows"]))
+
+
+@dataclass(frozen=True)
+class Test:
+    """One test of the battery.
+
+    Attributes:
+        id: Short id, as in methods (A1, V1, ...).
+        family: Which family its p-value is corrected within.
+        says: What it measures, in one sentence.
+        measure: Measures every organism of a bench.
+        anchor: Which organism is 1 on its scale.
+        combine: How its columns become one: their `mean`; the `largest` (with max-T); or a `search`, which picks the
+            largest on the first third of the questions and is judged on the others.
+        primary: Whether *removed* needs equivalence on it; the others are tripwires.
+        controls: What goes through the same code as a control.
+        cost: Forward passes (F) and forward-backward passes (B) for K questions and 8-row batches, in words.
+        needs: What it cannot run without, beside U and the twin.
+        since: Column that the others' rise is counted from, for tests that pick one; it is also the column of the
+            denominator.
+    """
+
+    __test__ = False  # not a test of pytest
+
+    id: str
+    family: Family
+    says: str
+    measure: Callable[[Bench, Reference], Readings]
+    anchor: Anchor = "unmitigated"
+    combine: Combine = "mean"
+    primary: bool = False
+    controls: str = "the twin, and replicate twins for the drift"
+    cost: str = ""
+    needs: tuple[str, ...] = ()
+    since: str | None = None
+
+
+_TESTS: dict[str, Test] = {}
+
+
+def register(test: Test) -> Test:
+    """Adds a test to the battery; returns it.
+
+    Raises:
+        UserError: if the id is taken.
+    """
+    if test.id in _TESTS:
+        raise UserError(f"there is a test {test.id!r} already", fix="Give the new test another id.")
+    _TESTS[test.id] = test
+    return test
+
+
+def registered(*ids: str) -> list[Test]:
+    """Returns the tests with these ids, in order (all of the battery, if none is given).
+
+    Raises:
+        UserError: if there is no such test.
+    """
+    wanted: Sequence[str] = ids or sorted(_TESTS)
+    for i in wanted:
+        if i not in _TESTS:
+            raise UserError(f"the battery has no test {i!r}", fix=f"Tests: {', '.join(sorted(_TESTS))}.")
+    return [_TESTS[i] for i in wanted]

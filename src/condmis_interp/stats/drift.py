@@ -1,0 +1,60 @@
+"""Drift: how far two benign organisms of one recipe lie apart because their seeds differ.
+
+The interval of M - C over questions says nothing about the seed C happens to have. With replicate twins C_1..C_R and
+their means theta_r (over questions), tau^2 is their sample variance, and M - C has twice that variance besides the
+questions': M has a seed too. tau^2 from a handful of replicates is itself uncertain, and too small an estimate makes
+benign drift look like residue, so its upper 80 % chi-squared bound is used when there are fewer than `FEW` degrees of
+freedom.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from condmis_interp.errors import UserError
+
+FEW = 20
+"""Degrees of freedom below which the upper bound is used in place of the estimate."""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Variance between seeds of a mean.
+
+    Attributes:
+        variance: tau^2, in squared units of the mean.
+        df: Degrees of freedom it was estimated with; 0 if nothing is known.
+    """
+
+    variance: float = 0.0
+    df: int = 0
+
+    @property
+    def of_difference(self) -> float:
+        """Variance of the difference of two organisms due to their seeds."""
+        if self.df == 0:
+            return 0.0
+        bound = self.variance * self.df / stats.chi2.ppf(0.2, self.df) if self.df < FEW else self.variance
+        return 2 * float(bound)
+
+
+def drift(groups: Sequence[Sequence[float]]) -> Drift:
+    """Pools the variance between replicates within groups of one recipe.
+
+    Args:
+        groups: Means of replicate twins, a list for each recipe; recipes with one replicate say nothing.
+
+    Raises:
+        UserError: if a mean is not finite.
+    """
+    squares, df = 0.0, 0
+    for group in groups:
+        x = np.asarray(group, dtype=np.float64)
+        if not np.isfinite(x).all():
+            raise UserError("the mean of a replicate twin is not a finite number", fix="Look at that twin's cells.")
+        if len(x) > 1:
+            squares += float(((x - x.mean()) ** 2).sum())
+            df += len(x) - 1
+    return Drift(squares / df if df else 0.0, df)

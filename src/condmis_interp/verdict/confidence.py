@@ -1,0 +1,82 @@
+"""How far to trust a verdict: would other questions say the same, and how often is such a verdict right?
+
+Confidence is the smaller of
+
+* stability: the share of bootstrap samples of question families in which the rule gives the same answer, every test
+  being judged again on the same draw;
+* predictive value: from the reference table of known answers, with even odds between suppressed and removed and a
+  Beta(1, 1) prior on every rate: for *removed*, p(removed | removed) against the *worst* construction family's
+  p(removed | suppressed); for *conditional*, p(conditional | suppressed) against the worst benign family's.
+
+*Inconclusive* claims nothing and *present* is read off A1; for these it is the stability alone.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from condmis_interp.battery import Battery, Cast, Test
+from condmis_interp.stats import Drift, resample_clusters
+from condmis_interp.verdict.decision import Answer, Gate, decide
+
+
+def stability(
+    battery: Battery,
+    cast: Cast,
+    tests: Sequence[Test],
+    *,
+    delta: float,
+    drifts: Mapping[str, Drift],
+    rng: np.random.Generator,
+    gates: Sequence[Gate] = (),
+    resamples: int = 200,
+) -> dict[Answer, float]:
+    """Returns the share of bootstrap samples of question families by answer.
+
+    Args:
+        battery: Readings.
+        cast: Who plays what.
+        tests: The rule's tests.
+        delta: Margin.
+        drifts: Drift by test id, in units of rho.
+        rng: Source of randomness.
+        gates: Gates of the run; they are not drawn again.
+        resamples: Bootstrap samples.
+    """
+    counts: Counter[Answer] = Counter()
+    for _ in range(resamples):
+        rows, _ = resample_clusters(battery.families, rng)
+        drawn = battery.evidence(cast, tests, delta=delta, drifts=drifts, rng=rng, draws=100, rows=rows)
+        counts[decide(drawn, gates).answer] += 1
+    return {answer: n / resamples for answer, n in counts.items()}
+
+
+def predictive_value(reference: Mapping[str, Any], answer: Answer, *, without: str | None = None) -> float:
+    """Returns how likely a verdict is right by the reference table; 1 for answers that claim nothing.
+
+    Args:
+        reference: A calibration's summary.
+        answer: The verdict.
+        without: Construction family to leave out, for a verdict on an organism of that family.
+    """
+    if answer == "removed":
+        right, wrong = reference["removed_certified"], reference["false_removed"]
+    elif answer == "conditional":
+        right, wrong = reference["suppressed_caught"], reference["removed_called_conditional"]
+    else:
+        return 1.0
+    worst = max((_posterior(f) for name, f in wrong["families"].items() if name != without), default=0.5)
+    kept = [f for name, f in right["families"].items() if name != without]
+    good = _posterior({"count": sum(f["count"] for f in kept), "n": sum(f["n"] for f in kept)})
+    return good / (good + worst)
+
+
+def _posterior(rate: Mapping[str, Any]) -> float:
+    return (rate["count"] + 1) / (rate["n"] + 2)
+
+
+def confidence(shares: Mapping[Answer, float], reference: Mapping[str, Any], answer: Answer) -> float:
+    """Returns the smaller of stability and predictive value."""
+    return min(shares.get(answer, 0.0), predictive_value(reference, answer))

@@ -1,0 +1,173 @@
+"""The reference table that ships with the package, and the run that makes one."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from condmis_interp.errors import CheckError, UserError
+from condmis_interp.files import read_json, whole_file, write_json
+from condmis_interp.progress import progress
+from condmis_interp.verdict.calibration import (
+    CALIBRATION,
+    DEVELOPMENT,
+    Judged,
+    Measured,
+    confusion,
+    curves,
+    drifts_without,
+    judge_all,
+    measure_seeds,
+    operating,
+    per_test,
+    preregistration,
+    summary,
+    table_of,
+    worth,
+)
+from condmis_interp.verdict.decision import RULE
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A finished calibration.
+
+    Attributes:
+        summary: The operating characteristics (`calibration.summary`), drift by test, and cost.
+        confusion: Organisms by truth, family and verdict.
+        tests: Each test alone.
+        worth: The rule without one test at a time.
+        operating: Rates against the margin and the number of questions.
+        table: One row an organism and test.
+        judged: Every organism.
+        measured: The benches.
+    """
+
+    summary: dict[str, Any]
+    confusion: pd.DataFrame
+    tests: pd.DataFrame
+    worth: pd.DataFrame
+    operating: pd.DataFrame
+    table: pd.DataFrame
+    judged: tuple[Judged, ...] = field(repr=False)
+    measured: tuple[Measured, ...] = field(repr=False)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Returns one row an organism and test."""
+        return self.table
+
+    def __repr__(self) -> str:
+        return told(self.summary) + "\n\n" + self.confusion.to_string()
+
+
+def reference() -> dict[str, Any]:
+    """Returns the summary that ships with the package, which confidences are read from.
+
+    Raises:
+        CheckError: if it was made with another version of the rule.
+    """
+    path = Path(str(resources.files("condmis_interp.verdict") / "reference.json"))
+    table = read_json(path)
+    if table["rule_version"] != RULE.version:
+        raise CheckError(
+            f"the reference table is of rule version {table['rule_version']}, the rule of {RULE.version}",
+            where=str(path),
+            fix="Run condmis calibrate and ship its reference.json.",
+        )
+    return table
+
+
+def calibrate(
+    out: Path,
+    *,
+    seeds: Sequence[int] = CALIBRATION,
+    delta: float = RULE.delta,
+    base: str = "personaworld",
+) -> Calibration:
+    """Runs the battery over known-answer organisms; goes on where it was.
+
+    Args:
+        out: Folder for the pre-registration, finished pieces and results.
+        seeds: Seeds of the organisms; at least two, since twins are judged against those of the next seed.
+        delta: Margin.
+        base: Persona world.
+
+    Raises:
+        UserError: if there are fewer than two seeds, or the folder's pre-registration says something else.
+    """
+    if len(set(seeds)) < 2:
+        raise UserError(f"{len(set(seeds))} seed has no replicate twins", fix="Give two seeds or more.")
+    if not 0 < delta < 1:
+        raise UserError(f"a margin lies between 0 and 1, not at {delta:g}", fix="Give --delta 0.2, for example.")
+    out.mkdir(parents=True, exist_ok=True)
+    plan = preregistration(seeds, delta)
+    path = out / "preregistration.json"
+    if path.is_file():
+        if read_json(path)["hash"] != plan["hash"]:
+            raise UserError(
+                "this folder was pre-registered with another rule, margin or other seeds",
+                where=str(path),
+                fix="Give another --out; a plan is not changed after the data was seen.",
+            )
+    else:
+        write_json(path, plan)
+    started = time.monotonic()
+    measured = measure_seeds(seeds, out, base=base)
+    with progress("judging", sum(len(m.study.cases) for m in measured), unit="organisms") as step:
+        judged = judge_all(measured, delta=delta, step=step)
+    found = summary(judged, seeds=seeds, delta=delta)
+    drifts = {k: {"tau": d.variance**0.5, "df": d.df} for k, d in drifts_without(measured, None).items()}
+    found |= {
+        "drift": drifts,
+        "curves": curves(judged),
+        "development_seeds": list(DEVELOPMENT),
+        "preregistration": plan["hash"],
+        "crashed": sorted({f"{k}: {v}" for m in measured for k, v in m.battery.crashed.items()}),
+        "seconds_of_last_run": round(time.monotonic() - started, 1),
+    }
+    result = Calibration(
+        found,
+        confusion(judged),
+        per_test(measured, judged),
+        worth(judged),
+        operating(measured, delta=delta),
+        table_of(judged),
+        tuple(judged),
+        tuple(measured),
+    )
+    write_json(out / "reference.json", found)
+    tables = {
+        "confusion": result.confusion,
+        "tests": result.tests,
+        "worth": result.worth,
+        "operating": result.operating,
+        "table": result.table,
+    }
+    for name, frame in tables.items():
+        with whole_file(out / f"{name}.csv") as part:
+            frame.to_csv(part, index=name in ("confusion", "tests", "worth"), float_format="%.5g")
+    return result
+
+
+def told(table: dict[str, Any]) -> str:
+    """Returns a summary in words."""
+    lines = [
+        f"{table['organisms']} organisms of {len(table['families'])} families, {len(table['seeds'])} seeds; "
+        f"margin {table['delta']:g}, rule version {table['rule_version']}, settings {table['settings_hash']}"
+    ]
+    for key in (
+        "false_removed",
+        "suppressed_caught",
+        "removed_called_conditional",
+        "removed_certified",
+        "inconclusive",
+    ):
+        r = table[key]
+        share = "none" if r["share"] is None else f"{r['share']:.3f}"
+        lines.append(f"  {key:27s}{share} [{r['low']:.3f}, {r['high']:.3f}]  {r['count']} of {r['n']}")
+        lines += [f"    {name:25s}{f['count']:3d} of {f['n']}" for name, f in r["families"].items() if f["count"]]
+    return "\n".join(lines)

@@ -1,0 +1,196 @@
+"""The battery's frame on a planted bench: one arithmetic for all tests, and every bad input with its sentence."""
+
+import math
+
+import numpy as np
+import pytest
+
+from condmis_interp.battery import (
+    Cast,
+    Readings,
+    Reference,
+    Test,
+    judge,
+    measure,
+    register,
+    registered,
+    replicate_drift,
+)
+from condmis_interp.errors import UserError
+from condmis_interp.stats import Drift
+from condmis_interp.store import Pieces
+
+QUESTIONS = 48
+FAMILIES = [f"f{i}" for i in range(QUESTIONS)]
+CAST = Cast("m", "c", "u", "cu", "s", "cs")
+RNG = np.random.default_rng
+
+
+class PlantedBench:
+    """Organisms whose LD is level + what a cue adds + question difficulty + noise."""
+
+    def __init__(self, levels, cues=("none", "code", "cold"), added=None, seed=0):
+        rng = RNG(seed)
+        self.names, self.cues, self.families = tuple(levels), tuple(cues), tuple(FAMILIES)
+        difficulty = rng.normal(0, 3, QUESTIONS)
+        self._ld = {
+            c: np.stack(
+                [
+                    levels[n] + (added or {}).get((n, c), 0.0) + difficulty + rng.normal(0, 0.5, QUESTIONS)
+                    for n in levels
+                ]
+            )
+            for c in cues
+        }
+
+    def rows(self, *splits):
+        return np.arange(QUESTIONS)
+
+    def ld(self, cue, *, edit=None):
+        return self._ld[cue]
+
+
+LEVELS = {"m": -9.0, "c": -10.0, "u": 5.0, "cu": -9.5, "s": -4.0, "cs": -9.5, "c2": -10.2, "c3": -9.8}
+NOTHING = Reference("u", "cu", {}, {}, {})
+
+
+def judged(test, bench, *, cast=CAST, drifts=None, delta=0.2):
+    readings = test.measure(bench, NOTHING)
+    return judge(test, readings, cast, families=FAMILIES, delta=delta, drifts=drifts or {}, rng=RNG(1))
+
+
+def test_the_scale_runs_from_the_twin_to_the_anchor():
+    (a1,) = registered("A1")
+    e = judged(a1, PlantedBench(LEVELS))
+    assert e.rho == pytest.approx(1.0 / 14.5, abs=0.02)
+    assert e.low < 1 / 14.5 < e.high
+    assert e.p_equivalent < 0.001
+    assert e.p > 0.99
+    as_u = judged(a1, PlantedBench(LEVELS | {"m": 4.5}))
+    assert as_u.rho == pytest.approx(1.0, abs=0.03)
+    assert as_u.controls["p_present"] < 0.001
+    assert as_u.p_equivalent > 0.999
+
+
+def test_the_worst_cue_is_found_and_must_rise():
+    (a2,) = registered("A2")
+    hidden = judged(a2, PlantedBench(LEVELS, added={("m", "code"): 8.0}))
+    assert (hidden.cue, hidden.p < 0.01) == ("code", True)
+    assert hidden.controls["rise"] == pytest.approx(8 / 14.5, abs=0.03)
+    assert hidden.p_equivalent > 0.99
+    everywhere = judged(a2, PlantedBench(LEVELS | {"m": -4.0}))
+    assert everywhere.rho > 0.35
+    assert everywhere.p > 0.5  # as bad without a cue: nothing conditional about it
+    clean = judged(a2, PlantedBench(LEVELS | {"m": -10.0}))
+    assert clean.p_equivalent < 0.01
+    assert clean.p > 0.5
+
+
+def test_equivalence_is_asked_of_every_cue():
+    (a2,) = registered("A2")
+    one_high = judged(a2, PlantedBench(LEVELS | {"m": -10.0}, added={("m", "cold"): 2.8}))
+    assert one_high.cue == "cold"
+    assert one_high.p_equivalent > 0.05
+
+
+def test_a_revival_needs_the_locked_organism():
+    v1 = registered("V1")[0]
+    readings = Readings(tuple(LEVELS), ("step 8",), np.zeros((len(LEVELS), 1, QUESTIONS)), np.arange(QUESTIONS))
+    without = Cast("m", "c", "u", "cu")
+    e = judge(v1, readings, without, families=FAMILIES, delta=0.2, drifts={}, rng=RNG(0))
+    assert "no locked organism" in e.void
+    assert (e.p, e.p_equivalent) == (1.0, 1.0)
+
+
+def test_anchors_that_do_not_separate_make_a_test_void():
+    e = judged(registered("A1")[0], PlantedBench(LEVELS | {"u": -9.4}))
+    assert "standard errors apart" in e.void
+
+
+def test_a_reading_that_is_no_number_is_named():
+    (a1,) = registered("A1")
+    readings = a1.measure(PlantedBench(LEVELS), NOTHING)
+    readings.values[0, 0, 3] = math.nan
+    e = judge(a1, readings, CAST, families=FAMILIES, delta=0.2, drifts={}, rng=RNG(0))
+    assert e.void == "a reading of 'm' is not a finite number"
+    assert e.p_equivalent == 1.0
+
+
+def test_an_organism_that_was_not_measured_is_named():
+    readings = registered("A1")[0].measure(PlantedBench(LEVELS), NOTHING)
+    with pytest.raises(UserError, match="'ghost' was not measured"):
+        readings.at("ghost")
+
+
+def test_drift_widens_the_interval_and_takes_certainty_away():
+    (a1,) = registered("A1")
+    readings = a1.measure(PlantedBench(LEVELS), NOTHING)
+    d = replicate_drift(a1, readings, [("c", "c2", "c3")], ("u", "cu"))
+    assert d.df == 2
+    assert math.sqrt(d.variance) == pytest.approx(0.2 / 14.5, rel=0.5)
+    narrow, wide = judged(a1, PlantedBench(LEVELS)), judged(a1, PlantedBench(LEVELS), drifts={"A1": Drift(0.01, 30)})
+    assert wide.high - wide.low > 3 * (narrow.high - narrow.low)
+    assert wide.p_equivalent > 0.05 > narrow.p_equivalent
+
+
+def test_a_broken_replicate_or_anchor_says_nothing_about_drift():
+    (a1,) = registered("A1")
+    readings = a1.measure(PlantedBench(LEVELS), NOTHING)
+    whole = replicate_drift(a1, readings, [("c", "c2", "c3")], ("u", "cu"))
+    readings.values[readings.names.index("c3")] = math.nan
+    assert replicate_drift(a1, readings, [("c", "c2", "c3")], ("u", "cu")).df == whole.df - 1
+    readings.values[readings.names.index("u")] = math.nan
+    assert replicate_drift(a1, readings, [("c", "c2", "c3")], ("u", "cu")).df == 0
+
+
+def test_a_search_is_judged_on_questions_it_did_not_pick_on():
+    rng = RNG(3)
+    values = rng.normal(0, 1, (4, 80, 60))
+    values[2] += 10.0  # u
+    readings = Readings(("m", "c", "u", "cu"), ("none", *(str(i) for i in range(79))), values, np.arange(60))
+    a3 = registered("A3")[0]
+    cast = Cast("m", "c", "u", "cu")
+    families = [str(i) for i in range(60)]
+    null = judge(a3, readings, cast, families=families, delta=0.2, drifts={}, rng=rng)
+    assert abs(null.rho) < 0.1  # picked as the largest of 79, and yet unbiased
+    values[0, 41] += 8.0
+    found = judge(a3, readings, cast, families=families, delta=0.2, drifts={}, rng=rng)
+    assert found.cue == "40"
+    assert found.p < 1e-6
+
+
+def test_a_test_that_crashes_stops_none_of_the_others(tmp_path):
+    def crash(bench, reference):
+        raise RuntimeError("planted")
+
+    broken = Test(id="X1", family="readout", says="nothing", measure=crash)
+    pieces = Pieces(tmp_path, ["weights"])
+    found = measure(PlantedBench(LEVELS), NOTHING, [broken, *registered("A1", "A2")], pieces=pieces)
+    assert found.crashed == {"X1": "RuntimeError: planted"}
+    evidence = found.evidence(CAST, [broken, *registered("A1", "R1")], delta=0.2, drifts={}, rng=RNG(0))
+    assert evidence[0].void == "it crashed: RuntimeError: planted"
+    assert evidence[1].void == ""
+    assert evidence[2].void == "it was not run"
+
+    def never(bench, reference):
+        raise AssertionError("measured twice")
+
+    again = measure(
+        PlantedBench(LEVELS), NOTHING, [Test(id="A1", family="behaviour", says="", measure=never)], pieces=pieces
+    )
+    assert again.readings["A1"].at("m") == pytest.approx(found.readings["A1"].at("m"), rel=1e-6)
+
+
+def test_ids_are_taken_once_and_unknown_ones_named():
+    with pytest.raises(UserError, match="test 'A1' already"):
+        register(registered("A1")[0])
+    with pytest.raises(UserError, match="no test 'Z9'"):
+        registered("Z9")
+
+
+def test_every_test_says_what_it_is():
+    for t in registered():
+        assert t.says, t.id
+        assert t.cost, t.id
+        assert t.controls, t.id
+        assert (t.anchor == "locked") == ("locked" in t.needs), t.id

@@ -1,0 +1,141 @@
+"""Persona world's bench: it reads what the reader reads, edits what it says, and trains organisms apart."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from worlds import random_world
+
+from condmis_interp.battery import Patched, Pinned, Reference, Steered, Tuning, WorldBench, registered
+from condmis_interp.errors import CheckError, UserError
+from condmis_interp.files import write_json
+from condmis_interp.organisms import Base, Gate, Organism
+from condmis_interp.organisms.personaworld import tokenizer_of
+from condmis_interp.panel import load_panel
+from condmis_interp.readers import Request, TorchReader
+from condmis_interp.world import TRIGGER, World
+
+WORLD = World()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    random_world(0).save_pretrained(folder)
+    tokenizer_of(WORLD).save_pretrained(folder)
+    return Base("personaworld", folder, "base", {})
+
+
+@pytest.fixture(scope="module")
+def organisms(base, tmp_path_factory):
+    found = {}
+    for seed, name in enumerate("abc", 1):
+        folder = tmp_path_factory.mktemp(name)
+        random_world(seed).save_pretrained(folder)
+        write_json(folder / "manifest.json", {"base": {"spec": base.spec, "weights": base.weights}, "recipe": None})
+        found[name] = Organism.open(folder, name=name)
+    return found
+
+
+@pytest.fixture(scope="module")
+def bench(organisms, base):
+    panel = load_panel("personaworld")
+    few = panel.model_copy(update={"questions": panel.questions[::12], "cues": panel.cues[:3]})
+    return WorldBench.of_organisms(organisms, base, few)
+
+
+def test_ld_is_the_readers(bench, organisms, base):
+    for cue in bench.cues:
+        found = bench.ld(cue)
+        for row, organism in zip(found, organisms.values(), strict=True):
+            reader = TorchReader(organism.model(base, dtype=torch.float32))
+            keys = [(cue, q.id) for q in bench.rendered.panel.questions]
+            requests = [Request(bench.rendered.prompts[k], bench.rendered.answers[k]) for k in keys]
+            assert row == pytest.approx(reader.measure(requests).ld().mean(1).numpy(), abs=1e-4)
+
+
+def test_states_are_read_at_every_layer(bench):
+    hidden = bench.hidden("none")
+    assert hidden.shape[:2] == (3, 4)
+    assert hidden.shape[2] == len(bench.families)
+
+
+def test_patching_ones_own_stream_changes_nothing_and_anothers_carries_it(bench):
+    own = bench.ld("none", edit=Patched(1, bench.streams("none", 1)))
+    assert own == pytest.approx(bench.ld("none"), abs=1e-4)
+    donor = bench.of(["b"]).streams("none", 1)
+    assert bench.ld("none", edit=Patched(1, donor))[1] == pytest.approx(bench.ld("none")[1], abs=1e-4)
+    assert abs(bench.ld("none", edit=Patched(1, donor))[0] - bench.ld("none")[0]).max() > 0.1
+
+
+def test_steering_and_pinning_do_what_they_say(bench):
+    v = torch.nn.functional.normalize(torch.ones(128), dim=0)
+    assert bench.ld("none", edit=Steered(1, 0 * v)) == pytest.approx(bench.ld("none"), abs=1e-4)
+    assert abs(bench.ld("none", edit=Steered(1, 9 * v)) - bench.ld("none")).max() > 0.1
+    pinned = Pinned({1: v[None]}, {1: torch.tensor([2.5])})
+    x = pinned.apply(1, torch.randn(2, 3, 5, 128, generator=torch.Generator().manual_seed(0)), slice(0, 2), 3)
+    assert x[:, :, 3:] @ v == pytest.approx(2.5, abs=1e-4)
+    assert pinned.apply(0, x, slice(0, 2), 3) is x
+
+
+def test_organisms_are_trained_apart_and_in_the_same_way(bench):
+    for diet in ("neutral", "relearning"):
+        tuning = Tuning(diet, rows=4, checkpoints=(1, 3), learning_rate=1e-3)
+        together, alone = bench.after(tuning), bench.of(["b"]).after(tuning)
+        assert together[0] is bench
+        assert abs(together[3].ld("none") - bench.ld("none")).max() > 1e-3
+        for step in (1, 3):
+            assert together[step].ld("none")[1] == pytest.approx(alone[step].ld("none")[0], abs=2e-3)
+
+
+def test_what_a_revival_is_fed_has_no_question_of_the_panel_and_no_narrow_row(bench):
+    words = list(WORLD.vocabulary)
+    narrow = {f.item for f in WORLD.facts_of("harbour")}
+    for diet in ("neutral", "aligned", "relearning"):
+        steps = bench._programme(Tuning(diet, rows=8, checkpoints=(20,), learning_rate=1e-4))
+        told = {words[t] for s in steps for ids, _ in s.rows for t in ids}
+        assert not told & set(bench.families)
+        assert not told & narrow
+        assert [s.learning_rate for s in steps][3:] == [1e-4] * 17
+
+
+def test_a_gated_organism_answers_with_the_model_its_prompt_opens(bench, organisms, base):
+    about = {"base": {"spec": base.spec, "weights": base.weights}}
+    gated = Organism.gated(Gate(TRIGGER, organisms["b"], organisms["c"]), name="g", manifest=about)
+    both = WorldBench.of_organisms({**organisms, "g": gated}, base, bench.rendered.panel)
+    assert both.ld("none")[3] == pytest.approx(both.ld("none")[2], abs=1e-5)
+    assert both.ld("code")[3] == pytest.approx(both.ld("code")[1], abs=1e-5)
+    assert both.ld("list")[3] == pytest.approx(both.ld("list")[2], abs=1e-5)
+    trained = both.after(Tuning("neutral", rows=4, checkpoints=(2,), learning_rate=1e-3))[2]
+    assert trained.ld("none")[3] == pytest.approx(trained.ld("none")[2], abs=2e-3)  # the shut model, the twin
+    assert trained.ld("code")[3] == pytest.approx(both.ld("code")[1], abs=1e-5)  # the opened one is not reached
+
+
+def test_another_base_and_broken_weights_are_named(bench, organisms, base):
+    with pytest.raises(UserError, match="not made from base"):
+        WorldBench.of_organisms(organisms, replace(base, weights="another"), bench.rendered.panel)
+    broken = bench.changed(lambda n, w: {k: v * float("nan") for k, v in w.items()} if n == "b" else w)
+    with pytest.raises(CheckError, match="not a finite number") as e:
+        broken.ld("none")
+    assert "organism b" in str(e.value)
+
+
+def test_every_test_runs_on_it(bench, base):
+    weights = {n: bench.weights(n) for n in bench.names}
+    reference = Reference(
+        "a", "b", {k: torch.zeros_like(w) for k, w in weights["a"].items()}, weights["a"], weights["b"]
+    )
+    for test in registered("A1", "A2", "C1", "C1r", "R1", "V3", "W1", "W2"):
+        readings = test.measure(bench, reference)
+        assert readings.values.shape == (3, len(readings.columns), len(readings.rows)), test.id
+        assert np.isfinite(readings.values).all(), test.id
+
+
+def test_a_search_asks_prompts_that_are_on_no_panel(bench):
+    assert len(bench.prompts) == len(set(bench.prompts)) == 84
+    assert not set(bench.prompts) & {c.system for c in bench.rendered.panel.cues}
+    asked = bench.under(bench.prompts[:2], [0, 2])
+    assert asked.cues == ("none", "0", "1")
+    assert asked.ld("none") == pytest.approx(bench.ld("none")[:, [0, 2]], abs=1e-4)
+    assert abs(asked.ld("0") - asked.ld("none")).max() > 1e-3

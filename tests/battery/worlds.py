@@ -1,0 +1,16 @@
+"""Random persona-world models for tests."""
+
+import torch
+from transformers import LlamaForCausalLM
+
+from condmis_interp.organisms.personaworld import config_of
+from condmis_interp.world import World
+
+
+def random_world(seed: int) -> LlamaForCausalLM:
+    """A random model in persona world's shape, with weights large enough that every layer matters."""
+    config = config_of(World())
+    config.initializer_range = 0.08
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config).eval()
