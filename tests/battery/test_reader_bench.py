@@ -36,7 +36,7 @@ def both(tmp_path_factory):
     return stacked, single
 
 
-@pytest.mark.parametrize("test", ["A1", "A2", "R1", "C1", "C1r", "V3", "W1", "W2"])
+@pytest.mark.parametrize("test", ["A2", "R1", "C1", "V3", "W2"])
 def test_every_test_agrees_with_the_stacked_bench(both, test):
     stacked, single = both
     start = {k: torch.zeros_like(w) for k, w in stacked.weights("a").items()}

@@ -168,7 +168,7 @@ CLASSES = {
 }
 
 
-def simulated(truth: str, se: float, *, delta: float = 0.2, reps: int = 300) -> Counter:
+def simulated(truth: str, se: float, *, delta: float = 0.2, reps: int = 150) -> Counter:
     rng, total = np.random.default_rng([hash_of(truth), int(1000 * se)]), math.hypot(se, TAU)
     counts: Counter = Counter()
     for _ in range(reps):
