@@ -1,0 +1,271 @@
+"""What the chosen latents do, on questions they were not chosen on, and whether PCA of equal rank does it better.
+
+Ablation, in M under the trigger, on split B: the latents are set to the twin's values at the same token, the
+reconstruction error kept. Its score is the share of the gap to the twin that it takes back,
+
+    share = mean (LD_M - LD_edited) / mean (LD_M - LD_C),    Fieller's interval over families.
+
+Baselines go through the same code with the same texts and the same donor: the first k principal components of h_M - h_C
+on split A (uncentred, so that the mean difference is among them), latents drawn at random from those as active as the
+chosen ones, and the whole residual stream of the twin, which no edit at this site can beat by much. SAEs add nothing
+unless they beat PCA-k on split B (methods: 2.3); `beats_pca` says whether they do.
+
+Steering, in C without a cue: + dose x median norm along a latent's decoder row, on every token.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+
+from condmis_interp import theme
+from condmis_interp.directions.features.dictionary import Dictionary
+from condmis_interp.directions.features.diff import FeatureDiff
+from condmis_interp.directions.features.fidelity import Fidelity
+from condmis_interp.directions.features.reading import Reading, cells_of, codes
+from condmis_interp.directions.features.stream import TokenReader
+from condmis_interp.errors import CheckError, UserError
+from condmis_interp.stats import anchored_ratio, cluster_mean, holm
+
+DOSE = 0.4
+"""Steering dose in median residual norms (Wang et al. 2025)."""
+
+
+@dataclass(frozen=True)
+class FeatureCauses:
+    """What latents and their baselines do on held-out questions.
+
+    Attributes:
+        ablations: One row an edit: kind (`latent`, `latents`, `pca`, `random latents`, `everything`), name, rank, share,
+            low, high, ld, gate_z, p (Holm, of share <= 0, over single latents).
+        steering: One row an edit: kind (`latent`, `pca`, `random latents`), name, shift of LD in nats, low, high.
+        gain: Mean over questions of LD under PCA minus LD under the latents, nats: positive if the latents take back
+            more; its interval over families.
+        ld: LD of organism and twin in the cell.
+        data: What was compared.
+        split_families: Families of the questions used here.
+    """
+
+    ablations: pd.DataFrame = field(repr=False)
+    steering: pd.DataFrame = field(repr=False)
+    gain: tuple[float, float, float]
+    ld: tuple[float, float]
+    data: str
+    split_families: tuple[str, ...] = field(repr=False)
+
+    @property
+    def rank(self) -> int:
+        """How many latents were tested together."""
+        return int(self._share("latents")["rank"])
+
+    @property
+    def beats_pca(self) -> bool:
+        """Whether the latents take back more than PCA of equal rank: the interval of the gain lies above 0."""
+        return self.gain[1] > 0
+
+    def _share(self, kind: str) -> pd.Series:
+        return self.ablations[self.ablations.kind == kind].iloc[0]
+
+    def sentence(self) -> str:
+        """Returns the comparison as a sentence."""
+        own, pca = self._share("latents"), self._share("pca")
+        gain, low, high = self.gain
+        if self.beats_pca:
+            verdict = "beat"
+        elif high < 0:
+            verdict = "lose to"
+        else:
+            verdict = "cannot be told from"
+        return (
+            f"On held-out questions {self.rank} SAE latents {verdict} {self.rank} principal components: they take back "
+            f"{own.share:.2f} [{own.low:.2f}, {own.high:.2f}] of the gap to the twin, PCA {pca.share:.2f} "
+            f"[{pca.low:.2f}, {pca.high:.2f}]; difference {gain:+.2f} nats [{low:+.2f}, {high:+.2f}]."
+        )
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Returns ablations and steering as one table."""
+        return pd.concat(
+            [self.ablations.assign(edit="ablate"), self.steering.assign(edit="steer")], ignore_index=True
+        )
+
+    def figure(self) -> go.Figure:
+        """Draws the share of the gap that each ablation takes back."""
+        figure = go.Figure()
+        colours = {"latent": theme.SKY, "latents": theme.BLUE, "pca": theme.VERMILION, "everything": theme.BLACK}
+        for kind, rows in self.ablations.groupby("kind", sort=False):
+            figure.add_scatter(
+                x=rows.share,
+                y=rows.name,
+                mode="markers",
+                name=str(kind),
+                marker={"color": colours.get(str(kind), theme.GREY), "size": 9},
+                error_x={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": rows.high - rows.share,
+                    "arrayminus": rows.share - rows.low,
+                    "thickness": 1,
+                },
+            )
+        figure.add_vline(x=0, line={"color": "#444", "width": 1})
+        figure.update_yaxes(autorange="reversed")
+        height = 160 + 22 * len(self.ablations)
+        return theme.styled(figure, x="share of the gap to the twin taken back (1 = all)", y="", height=height)
+
+    def __repr__(self) -> str:
+        return f"FeatureCauses({self.data}): {self.sentence()}"
+
+
+def difference_components(organism: Reading, twin: Reading, rank: int) -> torch.Tensor:
+    """Returns the first uncentred principal components of the differences from the twin, orthonormal [rank, width].
+
+    Args:
+        organism: M's reading of a cell of split A.
+        twin: C's, of the same tokens.
+        rank: How many.
+    """
+    organism.paired(twin)
+    d = organism.tokens.double() - twin.tokens.double()
+    values, vectors = torch.linalg.eigh(d.T @ d)
+    return vectors[:, values.argsort(descending=True)[:rank]].T.float().contiguous()
+
+
+def feature_causes(
+    dictionary: Dictionary,
+    readers: tuple[TokenReader, TokenReader],
+    readings: Mapping[tuple[str, str], Reading],
+    diff: FeatureDiff,
+    *,
+    components: torch.Tensor,
+    organism: str,
+    twin: str,
+    gate: Fidelity,
+    selected_on: Sequence[str],
+    generator: torch.Generator,
+    latents: Sequence[int] | None = None,
+    trigger: str = "trigger",
+    none: str = "none",
+    random_sets: int = 5,
+    dose: float = DOSE,
+) -> FeatureCauses:
+    """Tests latents by ablation and steering on split B.
+
+    Args:
+        dictionary: The SAE.
+        readers: The organism's and its twin's.
+        readings: Split B's readings of both under both cues.
+        diff: Where the latents come from.
+        components: `difference_components` of split A, at least as many as latents.
+        organism: M.
+        twin: Its C.
+        gate: The SAE's fidelity; the cells used must have passed.
+        selected_on: Families that the latents were chosen on.
+        generator: Source of randomness.
+        latents: Which latents; by default the chosen ones. Others are exploratory, and the caller's to name so.
+        trigger: The cue of interest.
+        none: The cue without anything.
+        random_sets: How many sets of random latents of equal number.
+        dose: Steering dose in median norms of the twin's residual stream.
+
+    Raises:
+        CheckError: if a cell did not pass the gate, or an edit changed nothing.
+        UserError: if there are no latents, or a question's family was used to choose them.
+    """
+    read = (organism,) if dictionary.reads == "difference" else (organism, twin)
+    gate.require([(o, trigger) for o in read])
+    chosen = list(diff.chosen if latents is None else latents)
+    if not chosen:
+        raise UserError("there is no latent to test", where=diff.data, fix="None survived; say so, or name latents.")
+    if len(components) < len(chosen):
+        raise UserError(f"{len(components)} components are no match for {len(chosen)} latents")
+    (m,) = cells_of(readings, organism, trigger)
+    c, c_0 = cells_of(readings, twin, trigger, none)
+    if shared := sorted(set(m.families) & set(selected_on)):
+        raise UserError(
+            f"family {shared[0]!r} was used to choose the latents and cannot be used to test them",
+            fix="Give the readings of another split.",
+        )
+    m.paired(c)
+    m_reader, c_reader = readers
+    pool = _as_active(diff, chosen)
+    sets = [pool[torch.randperm(len(pool), generator=generator)[: len(chosen)]].tolist() for _ in range(random_sets)]
+
+    ours, theirs = codes(dictionary, m, c)
+    decoder, scale = dictionary.decoder, dictionary.scale(m.tokens)
+
+    def patched(which: Sequence[int]) -> torch.Tensor:
+        index = torch.tensor(list(which))
+        return m.tokens + scale * ((theirs - ours)[:, index] @ decoder[index])
+
+    def projected(basis: torch.Tensor) -> torch.Tensor:
+        return m.tokens + (c.tokens - m.tokens) @ basis.T @ basis
+
+    edits: list[tuple[str, str, int, torch.Tensor]] = [
+        *(("latent", f"latent {i}", 1, patched([i])) for i in chosen),
+        ("latents", f"{len(chosen)} latents", len(chosen), patched(chosen)),
+        ("pca", f"PCA-{len(chosen)}", len(chosen), projected(components[: len(chosen)])),
+        ("pca-1", "PCA-1", 1, projected(components[:1])),
+        *(("random latents", f"random set {k}", len(s), patched(s)) for k, s in enumerate(sets, 1)),
+        ("everything", "all of the twin's", dictionary.width, c.tokens),
+    ]
+    ld_m, ld_c = m.ld, c.ld
+    rows, edited_ld = [], {}
+    for kind, name, rank, tokens in edits:
+        if kind in ("latents", "pca", "everything") and not bool((tokens != m.tokens).any()):
+            raise CheckError("the edit changed nothing", where=name)
+        ld = m.ld_from(m_reader.finish(m.texts, m.back(tokens)))
+        edited_ld[kind] = ld
+        ratio = anchored_ratio(ld_m - ld, ld_m - ld_c, m.families)
+        rows.append(
+            {
+                "kind": kind,
+                "name": name,
+                "rank": rank,
+                "share": ratio.rho,
+                "low": ratio.low,
+                "high": ratio.high,
+                "ld": float(ld.mean()),
+                "gate_z": ratio.gate_z,
+                "p": ratio.p_above(0.0),
+            }
+        )
+    ablations = pd.DataFrame(rows)
+    single = ablations.kind == "latent"
+    ablations["p"] = ablations.p.astype(float)
+    ablations.loc[single, "p"] = holm(ablations.p[single].tolist())
+    better = cluster_mean(edited_ld["pca"] - edited_ld["latents"], m.families)
+
+    strength = dose * float(c_0.tokens.norm(dim=1).median())
+    signs = {int(r.latent): 1.0 if r.did >= 0 else -1.0 for r in diff.table.itertuples()}  # type: ignore[arg-type]
+    toward = (m.tokens - c.tokens).mean(0)
+    vectors = [
+        *(("latent", f"latent {i}", signs.get(i, 1.0) * decoder[i]) for i in chosen),
+        *((f"pca-{k}", f"component {k}", v * (v @ toward).sign()) for k, v in enumerate(components[:1], 1)),
+        *(("random latents", f"latent {i}", signs.get(i, 1.0) * decoder[i]) for s in sets for i in s[:2]),
+    ]
+    steering = []
+    for kind, name, vector in vectors:
+        tokens = c_0.tokens + strength * vector / vector.norm()
+        shift = c_0.ld_from(c_reader.finish(c_0.texts, c_0.back(tokens))) - c_0.ld
+        mean = cluster_mean(shift, c_0.families)
+        steering.append({"kind": kind, "name": name, "shift": mean.mean, "low": mean.low, "high": mean.high})
+    return FeatureCauses(
+        ablations,
+        pd.DataFrame(steering),
+        (better.mean, better.low, better.high),
+        (float(np.mean(ld_m)), float(np.mean(ld_c))),
+        f"{organism} against {twin} under {trigger}",
+        m.families,
+    )
+
+
+def _as_active(diff: FeatureDiff, chosen: Sequence[int]) -> torch.Tensor:
+    """Returns tested latents that were not chosen, the half that is most like the chosen ones in how often they fire."""
+    others = diff.table[~diff.table.latent.isin(chosen)]
+    typical = diff.table[diff.table.latent.isin(chosen)].rate.median()
+    near = (others.rate - typical).abs().sort_values()
+    keep = near.index[: max(2 * len(chosen), len(near) // 2)]
+    return torch.tensor(others.loc[keep].latent.to_numpy())

@@ -1,0 +1,410 @@
+"""Loading SAELens' SAEs, and catching those that load successfully but incorrectly.
+
+`load_dictionary` (a folder in SAELens' published format: `cfg.json`, `sae_weights.safetensors`) and `load_pretrained`
+(release and id) check what the files say: hook name against the site asked for, width, activation function, dtype,
+normalisation. What the files do not say, or say wrongly, only shows on activations: `check_dictionary` reads explained
+variance and L0 on real ones and, where they are bad, tries what is usually wrong and names it.
+"""
+
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from condmis_interp.directions.features.dictionary import Dictionary, explained_variance, l0
+from condmis_interp.errors import CheckError, UserError
+from condmis_interp.files import read_json
+from condmis_interp.readers import Site
+
+_HOOKS = {
+    "hook_resid_pre": "resid_pre",
+    "hook_resid_post": "resid_post",
+    "hook_attn_out": "attn_out",
+    "hook_mlp_out": "mlp_out",
+    "hook_in": "resid_pre",
+    "hook_out": "resid_post",
+    "attn.hook_out": "attn_out",
+    "mlp.hook_out": "mlp_out",
+}
+_TL = re.compile(r"blocks\.(\d+)\.((?:attn\.|mlp\.)?hook_\w+)")
+_HF = re.compile(r"(?:\w+\.)*(?:layers|h|blocks)\.(\d+)(?:\.(self_attn|attn|attention|mlp))?")
+_SPARSE = ("topk", "batchtopk", "jumprelu")
+EXPLAINED = 0.5
+"""Least explained variance by which an SAE counts as one for these activations."""
+
+
+def site_of_hook(name: str) -> Site:
+    """Returns the site that a hook name of TransformerLens or a module path of Hugging Face names.
+
+    Raises:
+        UserError: if it names no site of ours.
+    """
+    if (m := _TL.fullmatch(name)) and m[2] in _HOOKS:
+        return Site(_HOOKS[m[2]], int(m[1]))  # type: ignore[arg-type]
+    if m := _HF.fullmatch(name):
+        kind = "resid_post" if m[2] is None else "mlp_out" if m[2] == "mlp" else "attn_out"
+        return Site(kind, int(m[1]))
+    raise UserError(
+        f"the SAE's hook name {name!r} names no site known here",
+        fix="Known are blocks.N.hook_resid_pre, hook_resid_post, hook_attn_out, hook_mlp_out and model.layers.N.",
+    )
+
+
+def load_dictionary(
+    folder: str | Path,
+    *,
+    site: Site | None = None,
+    width: int | None = None,
+    dtype: str | None = None,
+    norm_scaling_factor: float | None = None,
+    device: str = "cpu",
+) -> Dictionary:
+    """Loads an SAE from a folder in SAELens' format and checks what its files say.
+
+    Args:
+        folder: With `cfg.json` and `sae_weights.safetensors`.
+        site: Where it will be read; must be what its hook name says. By default that is where it is read.
+        width: Width of the model it will be read on.
+        dtype: What the weights are stored in, if that is not what the configuration says.
+        norm_scaling_factor: For an SAE of normalised inputs (`expected_average_only_in`) whose factor was not folded
+            into its weights: sqrt(width) / mean norm of the activations it was trained on. It is folded here.
+        device: Torch device.
+
+    Raises:
+        UserError: naming what is missing, or what the files say that is not what was asked for.
+        CheckError: if configuration and weights contradict each other, or a weight is not finite.
+    """
+    from sae_lens import SAE
+
+    folder = Path(folder)
+    where = str(folder)
+    config = _config(folder)
+    stored = _stored(folder / "sae_weights.safetensors")
+    said = _said_site(config, site, where)
+    _check_architecture(config, stored, where)
+    _check_shapes(config, stored, width, where)
+    _check_dtype(config, stored, dtype, where)
+    with _quiet(where):
+        sae = SAE.load_from_disk(folder, device=device, dtype="float32")
+    return _finished(sae, said, where, config, norm_scaling_factor)
+
+
+def load_pretrained(
+    release: str, sae_id: str, *, site: Site | None = None, width: int | None = None, device: str = "cpu"
+) -> Dictionary:
+    """Loads a pretrained SAE by SAELens' release and id, from the cache of the hub or from the hub.
+
+    Args:
+        release: Name in SAELens' list of releases, or a Hugging Face repository.
+        sae_id: Which of the release's SAEs.
+        site: Where it will be read; must be what its hook name says.
+        width: Width of the model it will be read on.
+        device: Torch device.
+
+    Raises:
+        UserError: if it is not known, cannot be had (offline), or is not for this site or width.
+    """
+    from sae_lens import SAE
+
+    where = f"{release}, {sae_id}"
+    try:
+        with _quiet(where):
+            sae, config, _ = SAE.from_pretrained_with_cfg_and_sparsity(release, sae_id, device=device)
+    except UserError:
+        raise
+    except Exception as e:  # requests, huggingface_hub and SAELens raise many kinds, all with the same meaning here
+        raise UserError(
+            f"the SAE cannot be had from the hub ({_short(e)})",
+            where=where,
+            fix="Check release and id (SAELens' table of pretrained SAEs) and the connection; offline, give a folder "
+            "to load_dictionary.",
+        ) from None
+    said = _said_site(config, site, where)
+    if width is not None and sae.cfg.d_in != width:
+        raise _wrong_width(sae.cfg.d_in, width, where)
+    return _finished(sae, said, where, config, None)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    for name in ("cfg.json", "sae_weights.safetensors"):
+        if not (folder / name).is_file():
+            pickles = sorted(p.name for p in folder.glob("*.pt")) if folder.is_dir() else []
+            also = f" (there is {pickles[0]}, a pickle, which can run code)" if pickles else ""
+            raise UserError(
+                f"the folder has no {name}{also}", where=str(folder), fix="Save the SAE with SAELens' save_model."
+            )
+    config = read_json(folder / "cfg.json")
+    if not isinstance(config, dict):
+        raise UserError("cfg.json is no JSON object", where=str(folder))
+    if "architecture" not in config and "activation_fn_str" not in config and "activation_fn" not in config:
+        raise UserError("cfg.json names no architecture", where=str(folder))
+    return config
+
+
+def _stored(path: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype, bool]]:
+    """Returns shape, dtype and finiteness of each stored tensor."""
+    try:
+        with safe_open(path, framework="pt") as f:
+            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+    except SafetensorError as e:
+        raise CheckError(f"the SAE's weights are damaged ({e})", where=str(path)) from None
+    found = {n: (tuple(t.shape), t.dtype, bool(torch.isfinite(t).all())) for n, t in tensors.items()}
+    if broken := sorted(n for n, (_, _, finite) in found.items() if not finite):
+        raise CheckError(f"weight {broken[0]!r} is not finite", where=str(path))
+    return found
+
+
+def _meta(config: Mapping[str, Any], key: str) -> Any:
+    return (config.get("metadata") or {}).get(key, config.get(key, config.get(key.replace("name", "point"))))
+
+
+def _said_site(config: Mapping[str, Any], asked: Site | None, where: str) -> Site:
+    name = _meta(config, "hook_name")
+    if name is None:
+        if asked is None:
+            raise UserError("the SAE does not say where it reads (no hook_name)", where=where, fix="Give the site.")
+        return asked
+    said = site_of_hook(str(name))
+    if asked is not None and said != asked:
+        raise UserError(
+            f"this SAE reads {said} (hook name {name!r}), not {asked}", where=where, fix=f"Read {said}, or load another."
+        )
+    return said
+
+
+def _check_architecture(config: Mapping[str, Any], stored: Mapping[str, Any], where: str) -> None:
+    architecture = config.get("architecture", "standard")
+    trained = _meta(config, "training_architecture")
+    old = str(config.get("activation_fn", config.get("activation_fn_str", "relu")))
+    found = None
+    if architecture == "standard" and "threshold" in stored:
+        found = "its weights hold thresholds, so it is a JumpReLU SAE"
+    elif architecture == "standard" and trained in _SPARSE:
+        found = f"it was trained as {trained}"
+    elif architecture == "standard" and ("k" in config or _details(config).get("k")) and old == "relu":
+        found = f"its configuration has k = {config.get('k', _details(config).get('k'))}, so it is a TopK SAE"
+    if found:
+        raise CheckError(
+            f"the configuration says 'standard' (ReLU), but {found}; loaded as ReLU its latents mean nothing",
+            where=where,
+            fix="Correct 'architecture' in cfg.json.",
+        )
+    if architecture == "topk" and "k" not in config and not _details(config).get("k"):
+        raise CheckError("a TopK SAE without k", where=where, fix="Put the k it was trained with into cfg.json.")
+    if architecture == "jumprelu" and "threshold" not in stored and "log_threshold" not in stored:
+        raise CheckError("a JumpReLU SAE without thresholds in its weights", where=where)
+
+
+def _details(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return _meta(config, "training_architecture_details") or config.get("activation_fn_kwargs") or {}
+
+
+def _check_shapes(config: Mapping[str, Any], stored: Mapping[str, Any], width: int | None, where: str) -> None:
+    d_in, d_sae = config.get("d_in"), config.get("d_sae")
+    if width is not None and d_in != width:
+        raise _wrong_width(d_in, width, where)
+    for name, shape in {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}.items():
+        if name not in stored:
+            raise CheckError(f"the weights lack {name!r}", where=where)
+        if stored[name][0] != shape:
+            raise CheckError(
+                f"{name} has shape {stored[name][0]}, and the configuration says {shape}",
+                where=where,
+                fix="Weights and cfg.json are of two different SAEs.",
+            )
+
+
+def _wrong_width(d_in: Any, width: int, where: str) -> UserError:
+    return UserError(
+        f"this SAE reads activations of width {d_in}, the model's are {width} wide",
+        where=where,
+        fix="It was trained on another model.",
+    )
+
+
+def _check_dtype(config: Mapping[str, Any], stored: Mapping[str, Any], given: str | None, where: str) -> None:
+    names = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float64: "float64"}
+    said = str(given or config.get("dtype", "float32")).removeprefix("torch.")
+    found = names.get(stored["W_enc"][1], str(stored["W_enc"][1]))
+    if found != said:
+        raise CheckError(
+            f"the weights are stored in {found}, and the configuration says {said}",
+            where=where,
+            fix=f"If they were cast on purpose, pass dtype={found!r}.",
+        )
+
+
+def _finished(sae: Any, site: Site, where: str, config: Mapping[str, Any], factor: float | None) -> Dictionary:
+    normalised = sae.cfg.normalize_activations
+    if normalised == "expected_average_only_in":
+        if factor is None:
+            raise UserError(
+                "this SAE reads normalised activations (expected_average_only_in) and its factor is not folded in",
+                where=where,
+                fix="Pass norm_scaling_factor: sqrt(width) / mean norm of the activations it was trained on.",
+            )
+        sae.fold_activation_norm_scaling_factor(factor)
+    elif factor is not None:
+        raise UserError(
+            f"a norm_scaling_factor was given, but this SAE normalises by {normalised!r}",
+            where=where,
+            fix="Leave it out: it is folded in already, or not needed.",
+        )
+    if normalised == "covariance_whitening":
+        raise UserError("the SAE's whitening is not folded into its weights", where=where, fix="Save it after training.")
+    sae.eval()
+    sae.requires_grad_(False)
+    facts = {
+        "hook_name": _meta(config, "hook_name"),
+        "architecture": config.get("architecture"),
+        "width": int(sae.cfg.d_in),
+        "latents": int(sae.cfg.d_sae),
+        "k": config.get("k") or _details(config).get("k"),
+        "normalize_activations": normalised,
+        "apply_b_dec_to_input": bool(sae.cfg.apply_b_dec_to_input),
+        "dtype": config.get("dtype"),
+    }
+    reads = _meta(config, "condmis_reads") or "activations"
+    return Dictionary(sae=sae, site=site, source=where, reads=reads, facts=facts)
+
+
+@dataclass(frozen=True)
+class DictionaryCheck:
+    """What an SAE does on real activations.
+
+    Attributes:
+        explained: Explained variance.
+        l0: Mean number of active latents a token.
+        dead: Share of latents that never fired on these tokens.
+        norm_ratio: Mean norm of the reconstruction over mean norm of the activations.
+        elsewhere: Explained variance at other sites.
+        tokens: Number of tokens.
+    """
+
+    explained: float
+    l0: float
+    dead: float
+    norm_ratio: float
+    elsewhere: dict[str, float]
+    tokens: int
+
+
+def check_dictionary(
+    dictionary: Dictionary,
+    hidden: torch.Tensor,
+    *,
+    elsewhere: Mapping[Site, torch.Tensor] | None = None,
+    floor: float = EXPLAINED,
+    margin: float = 0.02,
+) -> DictionaryCheck:
+    """Checks an SAE on real activations, and names what is wrong with one that does not reconstruct them.
+
+    Args:
+        dictionary: The SAE.
+        hidden: Activations at its site, without first positions (attention sinks), [tokens, width].
+        elsewhere: Activations of the same tokens at other sites. An SAE that is better there by `margin` is another
+            layer's, even if it is good enough here: neighbouring layers of a residual stream are much alike.
+        floor: Least explained variance.
+        margin: See `elsewhere`.
+
+    Raises:
+        CheckError: if it explains too little, is not sparse, has another L0 than its k, or is another layer's.
+    """
+    f = dictionary.encode(hidden)
+    explained = explained_variance(hidden, dictionary.reconstruct(hidden))
+    others = {
+        str(site): explained_variance(h, dictionary.reconstruct(h)) for site, h in (elsewhere or {}).items()
+    }
+    others.pop(str(dictionary.site), None)
+    ratio = float(dictionary.reconstruct(hidden).norm(dim=1).mean() / hidden.float().norm(dim=1).mean())
+    check = DictionaryCheck(explained, l0(f), float((f > 0).any(0).logical_not().float().mean()), ratio, others, len(f))
+    where = f"{dictionary.source} at {dictionary.site}"
+    best = max(others, key=lambda s: others[s], default=None)
+    if best is not None and others[best] > max(explained + margin, floor):
+        raise CheckError(
+            f"this is another layer's SAE: it explains {others[best]:.3f} of the variance at {best} and {explained:.3f} "
+            f"at {dictionary.site}",
+            where=where,
+            fix=f"Read it at {best}.",
+        )
+    _check_sparsity(dictionary, check, where)
+    if not explained >= floor:
+        raise CheckError(
+            f"the SAE explains {explained:.3f} of the variance of these activations (L0 {check.l0:.1f}, norm ratio "
+            f"{ratio:.2f}), less than {floor}",
+            where=where,
+            fix=_diagnosis(dictionary, hidden, explained),
+        )
+    return check
+
+
+def _check_sparsity(dictionary: Dictionary, check: DictionaryCheck, where: str) -> None:
+    k = dictionary.facts.get("k")
+    if check.l0 > dictionary.width / 2:
+        raise CheckError(
+            f"{check.l0:.0f} latents are active a token on a width of {dictionary.width}: the code is not sparse",
+            where=where,
+            fix="A TopK or JumpReLU SAE loaded as ReLU looks like this; check 'architecture' in cfg.json.",
+        )
+    if not check.l0 > 0:
+        raise CheckError("no latent is active on any token", where=where, fix="Check the normalisation.")
+    if k and not k / 4 <= check.l0 <= 4 * k:
+        raise CheckError(
+            f"the SAE was trained for {k:g} active latents a token and has {check.l0:.1f} on these activations",
+            where=where,
+            fix="Check normalisation, layer and model.",
+        )
+
+
+def _diagnosis(dictionary: Dictionary, hidden: torch.Tensor, explained: float) -> str:
+    """Returns what would mend the SAE, if one of the usual mistakes explains it."""
+    factor = dictionary.width**0.5 / float(hidden.float().norm(dim=1).mean())
+    trials: dict[str, Callable[[], float]] = {
+        "apply_b_dec_to_input is set wrongly": lambda: _flipped(dictionary, hidden),
+        "its input must be scaled to a norm of sqrt(width): the factor was not folded in": lambda: explained_variance(
+            hidden.float() * factor, dictionary.reconstruct(hidden.float() * factor)
+        ),
+        "the scale of normalised inputs was folded in twice": lambda: explained_variance(
+            hidden.float() / factor, dictionary.reconstruct(hidden.float() / factor)
+        ),
+    }
+    found = {what: trial() for what, trial in trials.items()}
+    best = max(found, key=lambda w: found[w])
+    if found[best] > max(explained + 0.1, 0.2):
+        return f"It seems that {best}: then it would explain {found[best]:.3f}."
+    return "It may be another layer's, another model's, or loaded as another architecture."
+
+
+def _flipped(dictionary: Dictionary, hidden: torch.Tensor) -> float:
+    config = dictionary.sae.cfg
+    config.apply_b_dec_to_input = not config.apply_b_dec_to_input
+    try:
+        return explained_variance(hidden, dictionary.reconstruct(hidden))
+    finally:
+        config.apply_b_dec_to_input = not config.apply_b_dec_to_input
+
+
+@contextmanager
+def _quiet(where: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except (KeyError, RuntimeError) as e:
+            raise UserError(f"SAELens cannot load it ({_short(e)})", where=where) from None
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def as_difference(dictionary: Dictionary) -> Dictionary:
+    """Returns an SAE as one of differences of activations; its configuration does not say so."""
+    return replace(dictionary, reads="difference")
