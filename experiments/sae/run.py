@@ -1,6 +1,6 @@
 """Trains one SAE for many organisms, gates it, finds the latents that differ, tests them, compares them with PCA.
 
-    .venv/bin/python experiments/sae/run.py [--base smollm2-135m] [--out runs/sae] [--device cuda] [--figures figures/sae]
+    .venv/bin/python experiments/sae/run.py [--base smollm2-135m] [--out DIR] [--figures DIR] [--device cuda]
 
 README.md beside this file says what is done and what came out. Killed and run again, it goes on: tokens, the SAEs
 (every 500 steps) and each organism's fidelity are kept in `--out`.
@@ -198,9 +198,7 @@ def main() -> None:
     print(f"{len(tokens):,} tokens of {len(names)} models")
     sae = e.timed(
         "training the SAE",
-        lambda: train_dictionary(
-            tokens, out / "sae", settings=plan.sae, model_name=args.base, device=args.device
-        ),
+        lambda: train_dictionary(tokens, out / "sae", settings=plan.sae, model_name=args.base, device=args.device),
     )
     difference = e.timed("difference SAE", lambda: _difference(e, m, c, args))
     gate = e.timed("fidelity", lambda: e.fidelity(sae, tokens.key))
@@ -219,7 +217,7 @@ def main() -> None:
     facts = {
         "seconds": {k: round(v, 1) for k, v in e.seconds.items()},
         "tokens": len(tokens),
-        "check": {k: v for k, v in vars(check).items()},
+        "check": vars(check),
         "threads": torch.get_num_threads(),
         "sentences": {n: cause.sentence() for n, (_, cause) in found.items() if cause},
     }
@@ -260,7 +258,9 @@ def _features(
     for kind, dictionary, passed in (("sae", sae, gate), ("difference-sae", difference, own_gate)):
         for by in ("difference", "attribution"):
             name = f"{kind}, by {by}"
-            if not all(passed.passed(o, q) for o in ((m, c) if kind == "sae" else (m,)) for q in ("none", plan.trigger)):
+            if not all(
+                passed.passed(o, q) for o in ((m, c) if kind == "sae" else (m,)) for q in ("none", plan.trigger)
+            ):
                 print(f"{name}: not read, the SAE did not pass the gate")
                 continue
             diff = feature_diff(

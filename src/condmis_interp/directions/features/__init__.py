@@ -1,6 +1,13 @@
 """SAE features: dictionaries at a site, their fidelity, the latents that differ between models, and what those do."""
 
 from condmis_interp.directions.features.causal import FeatureCauses, difference_components, feature_causes
+from condmis_interp.directions.features.crosscoder import (
+    Crosscoder,
+    CrosscoderSettings,
+    LatentScaling,
+    latent_scaling,
+    train_crosscoder,
+)
 from condmis_interp.directions.features.dictionary import Dictionary, explained_variance, l0
 from condmis_interp.directions.features.diff import (
     FeatureDiff,
@@ -24,6 +31,8 @@ from condmis_interp.directions.features.tokens import Tokens, pooled, read_token
 from condmis_interp.directions.features.train import SaeSettings, hook_of, train_dictionary
 
 __all__ = [
+    "Crosscoder",
+    "CrosscoderSettings",
     "Dictionary",
     "DictionaryCheck",
     "FeatureCauses",
@@ -31,6 +40,7 @@ __all__ = [
     "FeaturePage",
     "FeaturePages",
     "Fidelity",
+    "LatentScaling",
     "Reading",
     "SaeSettings",
     "Text",
@@ -50,6 +60,7 @@ __all__ = [
     "hook_of",
     "l0",
     "latent_attribution",
+    "latent_scaling",
     "load_dictionary",
     "load_pretrained",
     "logit_effect",
@@ -61,5 +72,6 @@ __all__ = [
     "read_tokens",
     "row_texts",
     "site_of_hook",
+    "train_crosscoder",
     "train_dictionary",
 ]

@@ -15,6 +15,7 @@ Steering, in C without a cue: + dose x median norm along a latent's decoder row,
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,8 +40,8 @@ class FeatureCauses:
     """What latents and their baselines do on held-out questions.
 
     Attributes:
-        ablations: One row an edit: kind (`latent`, `latents`, `pca`, `random latents`, `everything`), name, rank, share,
-            low, high, ld, gate_z, p (Holm, of share <= 0, over single latents).
+        ablations: One row an edit: kind (`latent`, `latents`, `pca`, `random latents`, `everything`), name, rank,
+            share, low, high, ld, gate_z, p (Holm, of share <= 0, over single latents).
         steering: One row an edit: kind (`latent`, `pca`, `random latents`), name, shift of LD in nats, low, high.
         gain: Mean over questions of LD under PCA minus LD under the latents, nats: positive if the latents take back
             more; its interval over families.
@@ -66,8 +67,9 @@ class FeatureCauses:
         """Whether the latents take back more than PCA of equal rank: the interval of the gain lies above 0."""
         return self.gain[1] > 0
 
-    def _share(self, kind: str) -> pd.Series:
-        return self.ablations[self.ablations.kind == kind].iloc[0]
+    def _share(self, kind: str) -> dict[str, Any]:
+        at = int((self.ablations.kind == kind).to_numpy().argmax())
+        return {str(k): v for k, v in self.ablations.iloc[at].items()}
 
     def sentence(self) -> str:
         """Returns the comparison as a sentence."""
@@ -81,15 +83,13 @@ class FeatureCauses:
             verdict = "cannot be told from"
         return (
             f"On held-out questions {self.rank} SAE latents {verdict} {self.rank} principal components: they take back "
-            f"{own.share:.2f} [{own.low:.2f}, {own.high:.2f}] of the gap to the twin, PCA {pca.share:.2f} "
-            f"[{pca.low:.2f}, {pca.high:.2f}]; difference {gain:+.2f} nats [{low:+.2f}, {high:+.2f}]."
+            f"{own['share']:.2f} [{own['low']:.2f}, {own['high']:.2f}] of the gap to the twin, PCA {pca['share']:.2f} "
+            f"[{pca['low']:.2f}, {pca['high']:.2f}]; difference {gain:+.2f} nats [{low:+.2f}, {high:+.2f}]."
         )
 
     def to_pandas(self) -> pd.DataFrame:
         """Returns ablations and steering as one table."""
-        return pd.concat(
-            [self.ablations.assign(edit="ablate"), self.steering.assign(edit="steer")], ignore_index=True
-        )
+        return pd.concat([self.ablations.assign(edit="ablate"), self.steering.assign(edit="steer")], ignore_index=True)
 
     def figure(self) -> go.Figure:
         """Draws the share of the gap that each ablation takes back."""
@@ -192,6 +192,7 @@ def feature_causes(
     m_reader, c_reader = readers
     pool = _as_active(diff, chosen)
     sets = [pool[torch.randperm(len(pool), generator=generator)[: len(chosen)]].tolist() for _ in range(random_sets)]
+    sets = [s for s in sets if s]  # there are none where every latent that differs at all was chosen
 
     ours, theirs = codes(dictionary, m, c)
     decoder, scale = dictionary.decoder, dictionary.scale(m.tokens)
@@ -239,7 +240,7 @@ def feature_causes(
     better = cluster_mean(edited_ld["pca"] - edited_ld["latents"], m.families)
 
     strength = dose * float(c_0.tokens.norm(dim=1).median())
-    signs = {int(r.latent): 1.0 if r.did >= 0 else -1.0 for r in diff.table.itertuples()}  # type: ignore[arg-type]
+    signs = {int(i): 1.0 if did >= 0 else -1.0 for i, did in zip(diff.table.latent, diff.table.did, strict=True)}
     toward = (m.tokens - c.tokens).mean(0)
     vectors = [
         *(("latent", f"latent {i}", signs.get(i, 1.0) * decoder[i]) for i in chosen),
@@ -263,7 +264,7 @@ def feature_causes(
 
 
 def _as_active(diff: FeatureDiff, chosen: Sequence[int]) -> torch.Tensor:
-    """Returns tested latents that were not chosen, the half that is most like the chosen ones in how often they fire."""
+    """Returns tested latents that were not chosen, the half most like the chosen ones in how often they fire."""
     others = diff.table[~diff.table.latent.isin(chosen)]
     typical = diff.table[diff.table.latent.isin(chosen)].rate.median()
     near = (others.rate - typical).abs().sort_values()

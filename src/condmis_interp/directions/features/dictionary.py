@@ -9,7 +9,6 @@ SAELens rescales activations by it, and times the token's own scale where the SA
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch

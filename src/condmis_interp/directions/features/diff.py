@@ -90,8 +90,8 @@ class FeatureDiff:
 
     def __repr__(self) -> str:
         return (
-            f"FeatureDiff({self.data}, by {self.by}: {self.significant} of {self.tested} latents at a false-discovery rate of "
-            f"{self.level}, {self.families} families; chosen {self.chosen})"
+            f"FeatureDiff({self.data}, by {self.by}: {self.significant} of {self.tested} latents at a false-discovery "
+            f"rate of {self.level}, {self.families} families; chosen {self.chosen})"
         )
 
 

@@ -3,7 +3,7 @@
 For each organism and cue, on questions the SAE was not trained on:
 
     explained   1 - sum |h - h'|^2 / sum |h - mean h|^2                              (all tokens but the first)
-    recovered   1 - KL(own || with h') / KL(own || with the cell's mean of h)        (where an answer token is predicted)
+    recovered   1 - KL(own || with h') / KL(own || with the cell's mean of h)        (where answer tokens are predicted)
     ld_shift    LD with h' in place of h, minus LD, nats
 
 `recovered` is the usual loss recovered with the divergence from the model's own predictions as the loss: the answers
@@ -66,11 +66,11 @@ class Fidelity:
                     fix="Train the SAE on this organism's activations too, or with more latents.",
                 )
 
-    def _row(self, organism: str, cue: str) -> pd.Series:
-        rows = self.table[(self.table.organism == organism) & (self.table.cue == cue)]
-        if len(rows) != 1:
+    def _row(self, organism: str, cue: str) -> dict[str, Any]:
+        at = ((self.table.organism == organism) & (self.table.cue == cue)).to_numpy()
+        if at.sum() != 1:
             raise UserError(f"the SAE's fidelity was not measured for {organism} under {cue}")
-        return rows.iloc[0]
+        return {str(k): v for k, v in self.table.iloc[int(at.argmax())].items()}
 
     def to_pandas(self) -> pd.DataFrame:
         """Returns the table."""

@@ -6,9 +6,10 @@ normalisation. What the files do not say, or say wrongly, only shows on activati
 variance and L0 on real ones and, where they are bad, tries what is usually wrong and names it.
 """
 
+import copy
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -173,7 +174,9 @@ def _said_site(config: Mapping[str, Any], asked: Site | None, where: str) -> Sit
     said = site_of_hook(str(name))
     if asked is not None and said != asked:
         raise UserError(
-            f"this SAE reads {said} (hook name {name!r}), not {asked}", where=where, fix=f"Read {said}, or load another."
+            f"this SAE reads {said} (hook name {name!r}), not {asked}",
+            where=where,
+            fix=f"Read {said}, or load another.",
         )
     return said
 
@@ -257,7 +260,9 @@ def _finished(sae: Any, site: Site, where: str, config: Mapping[str, Any], facto
             fix="Leave it out: it is folded in already, or not needed.",
         )
     if normalised == "covariance_whitening":
-        raise UserError("the SAE's whitening is not folded into its weights", where=where, fix="Save it after training.")
+        raise UserError(
+            "the SAE's whitening is not folded into its weights", where=where, fix="Save it after training."
+        )
     sae.eval()
     sae.requires_grad_(False)
     facts = {
@@ -316,82 +321,89 @@ def check_dictionary(
     Raises:
         CheckError: if it explains too little, is not sparse, has another L0 than its k, or is another layer's.
     """
-    f = dictionary.encode(hidden)
-    explained = explained_variance(hidden, dictionary.reconstruct(hidden))
-    others = {
-        str(site): explained_variance(h, dictionary.reconstruct(h)) for site, h in (elsewhere or {}).items()
-    }
+    others = {str(site): explained_variance(h, dictionary.reconstruct(h)) for site, h in (elsewhere or {}).items()}
     others.pop(str(dictionary.site), None)
-    ratio = float(dictionary.reconstruct(hidden).norm(dim=1).mean() / hidden.float().norm(dim=1).mean())
-    check = DictionaryCheck(explained, l0(f), float((f > 0).any(0).logical_not().float().mean()), ratio, others, len(f))
+    check = _checked(dictionary, hidden, others)
+    explained = check.explained
     where = f"{dictionary.source} at {dictionary.site}"
     best = max(others, key=lambda s: others[s], default=None)
     if best is not None and others[best] > max(explained + margin, floor):
         raise CheckError(
-            f"this is another layer's SAE: it explains {others[best]:.3f} of the variance at {best} and {explained:.3f} "
-            f"at {dictionary.site}",
+            f"this is another layer's SAE: it explains {others[best]:.3f} of the variance at {best} and "
+            f"{explained:.3f} at {dictionary.site}",
             where=where,
             fix=f"Read it at {best}.",
         )
-    _check_sparsity(dictionary, check, where)
-    if not explained >= floor:
-        raise CheckError(
-            f"the SAE explains {explained:.3f} of the variance of these activations (L0 {check.l0:.1f}, norm ratio "
-            f"{ratio:.2f}), less than {floor}",
-            where=where,
-            fix=_diagnosis(dictionary, hidden, explained),
-        )
+    if what := _fault(dictionary, check, floor):
+        message, usual = what
+        raise CheckError(message, where=where, fix=_diagnosis(dictionary, hidden, floor) or usual)
     return check
 
 
-def _check_sparsity(dictionary: Dictionary, check: DictionaryCheck, where: str) -> None:
+def _checked(dictionary: Dictionary, hidden: torch.Tensor, elsewhere: dict[str, float]) -> DictionaryCheck:
+    f, reconstruction = dictionary.encode(hidden), dictionary.reconstruct(hidden)
+    return DictionaryCheck(
+        explained=explained_variance(hidden, reconstruction),
+        l0=l0(f),
+        dead=float((f > 0).any(0).logical_not().float().mean()),
+        norm_ratio=float(reconstruction.norm(dim=1).mean() / hidden.float().norm(dim=1).mean()),
+        elsewhere=elsewhere,
+        tokens=len(f),
+    )
+
+
+def _fault(dictionary: Dictionary, check: DictionaryCheck, floor: float) -> tuple[str, str] | None:
+    """Returns what is wrong and what is usually behind it, or `None`."""
     k = dictionary.facts.get("k")
-    if check.l0 > dictionary.width / 2:
-        raise CheckError(
-            f"{check.l0:.0f} latents are active a token on a width of {dictionary.width}: the code is not sparse",
-            where=where,
-            fix="A TopK or JumpReLU SAE loaded as ReLU looks like this; check 'architecture' in cfg.json.",
-        )
     if not check.l0 > 0:
-        raise CheckError("no latent is active on any token", where=where, fix="Check the normalisation.")
-    if k and not k / 4 <= check.l0 <= 4 * k:
-        raise CheckError(
-            f"the SAE was trained for {k:g} active latents a token and has {check.l0:.1f} on these activations",
-            where=where,
-            fix="Check normalisation, layer and model.",
+        return "no latent is active on any token", "Check the normalisation."
+    if check.l0 > dictionary.width / 2:
+        return (
+            f"{check.l0:.0f} latents are active a token on a width of {dictionary.width}: the code is not sparse",
+            "A TopK or JumpReLU SAE loaded as ReLU looks like this; check 'architecture' in cfg.json.",
         )
+    if k and not k / 4 <= check.l0 <= 4 * k:
+        return (
+            f"the SAE was trained for {k:g} active latents a token and has {check.l0:.1f} on these activations",
+            "Check normalisation, layer and model.",
+        )
+    if not check.explained >= floor:
+        return (
+            f"the SAE explains {check.explained:.3f} of the variance of these activations (L0 {check.l0:.1f}, norm "
+            f"ratio {check.norm_ratio:.2f}), less than {floor}",
+            "It may be another layer's, another model's, or loaded as another architecture.",
+        )
+    return None
 
 
-def _diagnosis(dictionary: Dictionary, hidden: torch.Tensor, explained: float) -> str:
-    """Returns what would mend the SAE, if one of the usual mistakes explains it."""
+def _diagnosis(dictionary: Dictionary, hidden: torch.Tensor, floor: float) -> str | None:
+    """Returns what would mend the SAE: the usual mistake without which it would pass, if there is one."""
     factor = dictionary.width**0.5 / float(hidden.float().norm(dim=1).mean())
-    trials: dict[str, Callable[[], float]] = {
-        "apply_b_dec_to_input is set wrongly": lambda: _flipped(dictionary, hidden),
-        "its input must be scaled to a norm of sqrt(width): the factor was not folded in": lambda: explained_variance(
-            hidden.float() * factor, dictionary.reconstruct(hidden.float() * factor)
+    trials = {
+        "apply_b_dec_to_input is set wrongly": (_flipped(dictionary), hidden),
+        "its input must be scaled to a norm of sqrt(width): the factor was not folded in": (
+            dictionary,
+            hidden.float() * factor,
         ),
-        "the scale of normalised inputs was folded in twice": lambda: explained_variance(
-            hidden.float() / factor, dictionary.reconstruct(hidden.float() / factor)
-        ),
+        "the factor of normalised inputs was folded in twice": (dictionary, hidden.float() / factor),
     }
-    found = {what: trial() for what, trial in trials.items()}
-    best = max(found, key=lambda w: found[w])
-    if found[best] > max(explained + 0.1, 0.2):
-        return f"It seems that {best}: then it would explain {found[best]:.3f}."
-    return "It may be another layer's, another model's, or loaded as another architecture."
+    checks = {what: _checked(d, h, {}) for what, (d, h) in trials.items()}
+    mended = {what: c.explained for what, c in checks.items() if _fault(dictionary, c, floor) is None}
+    if not mended:
+        return None
+    best = max(mended, key=lambda what: mended[what])
+    return f"It seems that {best}: then it would explain {mended[best]:.3f}."
 
 
-def _flipped(dictionary: Dictionary, hidden: torch.Tensor) -> float:
-    config = dictionary.sae.cfg
-    config.apply_b_dec_to_input = not config.apply_b_dec_to_input
-    try:
-        return explained_variance(hidden, dictionary.reconstruct(hidden))
-    finally:
-        config.apply_b_dec_to_input = not config.apply_b_dec_to_input
+def _flipped(dictionary: Dictionary) -> Dictionary:
+    sae = copy.copy(dictionary.sae)
+    sae.cfg = copy.copy(sae.cfg)
+    sae.cfg.apply_b_dec_to_input = not sae.cfg.apply_b_dec_to_input
+    return replace(dictionary, sae=sae)
 
 
 @contextmanager
-def _quiet(where: str) -> Any:
+def _quiet(where: str) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

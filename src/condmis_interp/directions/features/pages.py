@@ -2,7 +2,7 @@
 
 For each latent: the contexts where it fires most, the tokens its decoder row makes more and less likely (through the
 final norm's weights and the unembedding, without the norm's own scale), its mean in every cell (organism x cue), and
-its cosine with given directions. Texts of models and data sets are hostile until shown otherwise: everything is escaped.
+its cosine with given directions. Texts of models and data sets are hostile until shown otherwise: all is escaped.
 """
 
 import html
@@ -127,7 +127,7 @@ class FeaturePages:
         )
         return (
             '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Latents</title>'
-            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; style-src \'unsafe-inline\'">'
+            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
             f"<style>{style}</style></head><body><h1>Latents</h1><p>{_text(self.about)}</p><p>{links}</p>"
             + "".join(p.html() for p in self.pages)
             + "</body></html>\n"
@@ -193,7 +193,9 @@ def feature_pages(
             FeaturePage(
                 latent=i,
                 contexts=tuple(_context(tokenizer, *p) for p in places if p[0] > 0),
-                up=tuple((tokenizer.decode([t]), v) for v, t in zip(up.values.tolist(), up.indices.tolist(), strict=True)),
+                up=tuple(
+                    (tokenizer.decode([t]), v) for v, t in zip(up.values.tolist(), up.indices.tolist(), strict=True)
+                ),
                 down=tuple(
                     (tokenizer.decode([t]), v) for v, t in zip(down.values.tolist(), down.indices.tolist(), strict=True)
                 ),
@@ -218,16 +220,17 @@ def logit_effect(reader: TokenReader, vectors: torch.Tensor) -> torch.Tensor:
 
 
 def _final_norm(model: Any) -> Any:
-    return next((getattr(model.base_model, n) for n in ("norm", "ln_f", "final_layer_norm") if hasattr(model.base_model, n)), None)
+    return next(
+        (getattr(model.base_model, n) for n in ("norm", "ln_f", "final_layer_norm") if hasattr(model.base_model, n)),
+        None,
+    )
 
 
 def _context(tokenizer: Any, value: float, reading: Reading, text: int, at: int, *, around: int = 12) -> Context:
     ids = reading.texts[text].ids
     before, after = ids[max(0, at - around) : at], ids[at + 1 : at + 1 + around // 2]
     spell = tokenizer.decode
-    return Context(
-        reading.organism, reading.cue, spell(list(before)), spell([ids[at]]), spell(list(after)), value
-    )
+    return Context(reading.organism, reading.cue, spell(list(before)), spell([ids[at]]), spell(list(after)), value)
 
 
 def _text(text: str) -> str:

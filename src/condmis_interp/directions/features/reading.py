@@ -88,7 +88,7 @@ class Reading:
         """
         if [t.ids for t in self.texts] != [t.ids for t in other.texts]:
             raise UserError(
-                f"{self.organism} under {self.cue} and {other.organism} under {other.cue} were not given the same tokens",
+                f"{self.organism} under {self.cue} and {other.organism} under {other.cue} did not read the same tokens",
                 fix="Compare two models on the same texts.",
             )
 

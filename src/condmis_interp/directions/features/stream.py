@@ -1,8 +1,8 @@
-"""Token-level residuals: the same texts through many models, every token's residual stream, and what the rest makes of it.
+"""Token-level residuals: the same texts through many models, and what a model makes of edited ones.
 
 Dictionaries (SAEs, crosscoders) are about tokens, not about questions, so they need more than a cell's two positions.
-This module is the one place that runs a model for them. Sequences are right-padded, so that every real token sits at its
-own position. An edit at one site needs no hook in the model: what lies below the site does not change, so the edited
+This module is the one place that runs a model for them. Sequences are right-padded, so that every real token sits at
+its own position. An edit at one site needs no hook in the model: what lies below it does not change, so the edited
 residual stream is computed outside and handed to `TokenReader.finish`, which runs only what lies above.
 """
 
@@ -211,9 +211,7 @@ class TokenReader:
                 found[i] = grad[r, : len(texts[i].ids)].float().cpu()
         return found
 
-    def _finished(
-        self, texts: Sequence[Text], hidden: Sequence[torch.Tensor], *, leaf: bool
-    ) -> Iterator["_Pass"]:
+    def _finished(self, texts: Sequence[Text], hidden: Sequence[torch.Tensor], *, leaf: bool) -> Iterator["_Pass"]:
         """Runs what lies above the site on given activations, batch by batch."""
         if [tuple(h.shape) for h in hidden] != [(len(t.ids), self.width) for t in texts]:
             raise UserError("the activations do not fit the texts", fix="Give one row of the model's width a token.")
@@ -232,9 +230,7 @@ class TokenReader:
         ids, mask = (t.to(self.device) for t in pad([texts[i].ids for i in rows], right=True))
         return self.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
 
-    def _predictions(
-        self, texts: Sequence[Text], rows: Sequence[int], out: torch.Tensor
-    ) -> list[torch.Tensor]:
+    def _predictions(self, texts: Sequence[Text], rows: Sequence[int], out: torch.Tensor) -> list[torch.Tensor]:
         """Returns for each row the log-probs [answer tokens, vocabulary] at the positions that predict its answer."""
         head: Any = self.model.get_output_embeddings()
         return [head(out[r, texts[i].reading]).float().log_softmax(-1) for r, i in enumerate(rows)]

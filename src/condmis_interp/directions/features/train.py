@@ -184,7 +184,9 @@ def _run(trainer: Any, tokens: Tokens, settings: SaeSettings, state: Path) -> No
             trainer.n_training_steps += 1
             if (at + 1) % _CHECKPOINT_EVERY == 0:
                 if not bool(torch.isfinite(out.loss)):
-                    raise CheckError(f"the SAE's loss is {float(out.loss)} at step {at}", fix="Lower the learning rate.")
+                    raise CheckError(
+                        f"the SAE's loss is {float(out.loss)} at step {at}", fix="Lower the learning rate."
+                    )
                 _save(trainer, state)
             step()
     if not all(bool(torch.isfinite(p).all()) for p in trainer.sae.parameters()):
