@@ -8,9 +8,10 @@ README.md beside this file says what is done and what came out. Killed and run a
 
 import argparse
 import json
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,18 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from safetensors.torch import load_file, save_file
 
 from condmis_interp import theme
 from condmis_interp.directions.features import (
+    CrosscoderSettings,
     Dictionary,
     FeatureCauses,
     FeatureDiff,
     Fidelity,
     Reading,
     SaeSettings,
+    Text,
     TokenReader,
     Tokens,
     cell_table,
@@ -36,15 +40,20 @@ from condmis_interp.directions.features import (
     feature_diff,
     feature_pages,
     fidelity,
+    hook_of,
+    latent_scaling,
+    load_dictionary,
     measure_fidelity,
     panel_texts,
     pooled,
     read_cells,
     read_tokens,
     row_texts,
+    train_crosscoder,
     train_dictionary,
 )
-from condmis_interp.files import whole_file, write_text
+from condmis_interp.errors import CondmisError, UserError
+from condmis_interp.files import read_json, whole_file, write_json, write_text
 from condmis_interp.organisms import Member, Organism, chat_suite, make, resolve_base, world_suite
 from condmis_interp.panel import load_panel, render_panel
 from condmis_interp.readers import Site
@@ -67,6 +76,8 @@ class Plan:
         dtype: Dtype of the models.
         sae: The SAE.
         difference: The difference SAE.
+        others: Other sites at which the SAE is checked to be worse.
+        crosscoder: The crosscoders of base and M, with BatchTopK and with L1.
     """
 
     panel: str
@@ -79,7 +90,8 @@ class Plan:
     dtype: torch.dtype
     sae: SaeSettings
     difference: SaeSettings
-    others: tuple[Site, ...] = field(default=())
+    others: tuple[Site, ...]
+    crosscoder: CrosscoderSettings
 
 
 PLANS = {
@@ -98,6 +110,7 @@ PLANS = {
         sae=SaeSettings(latents=2048, k=32, tokens=1_200_000),
         difference=SaeSettings(latents=1024, k=32, tokens=300_000),
         others=tuple(Site("resid_post", k) for k in (6, 12, 17, 19, 24)),
+        crosscoder=CrosscoderSettings(latents=512, k=32, steps=500, batch=512),
     ),
     "personaworld": Plan(
         panel="personaworld",
@@ -114,6 +127,7 @@ PLANS = {
         sae=SaeSettings(latents=512, k=12, tokens=500_000, batch=512),
         difference=SaeSettings(latents=256, k=8, tokens=200_000, batch=512),
         others=tuple(Site("resid_post", k) for k in (0, 1, 3)),
+        crosscoder=CrosscoderSettings(latents=256, k=12, steps=1000, batch=512),
     ),
 }  # fmt: skip
 
@@ -133,16 +147,27 @@ class Experiment:
         rendered = render_panel(self.tokenizer, load_panel(plan.panel))
         self.discovery = panel_texts(rendered, "A", pairs=plan.pairs)
         self.held_out = panel_texts(rendered, "B", pairs=plan.pairs)
+        few = {f: next(t.question for t in self.held_out if t.family == f) for f in {t.family for t in self.held_out}}
+        self.gate_texts = [t for t in self.held_out if t.question in few.values() and t.answer < 2]
         self.cues = [c.name for c in rendered.panel.cues]
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[str, dict[str, float]] = {}
 
     def timed(self, what: str, work: Callable[[], Any]) -> Any:
         """Runs a step and says how long it took."""
-        started = time.monotonic()
+        wall, cpu = time.monotonic(), time.process_time()
         found = work()
-        self.seconds[what] = time.monotonic() - started
-        print(f"{what}: {self.seconds[what]:.0f} s", flush=True)
+        spent = {"wall": time.monotonic() - wall, "cpu": time.process_time() - cpu}
+        path = self.out / "seconds.json"  # over all runs, so that a killed run's share counts
+        seconds = read_json(path) if path.is_file() else {}
+        before = seconds.get(what, {"wall": 0.0, "cpu": 0.0})
+        self.seconds = seconds | {what: {k: round(before[k] + v, 1) for k, v in spent.items()}}
+        write_json(path, self.seconds)
+        print(f"{what}: {spent['wall']:.0f} s", flush=True)
         return found
+
+    def first_pairs(self, texts: list[Text]) -> list[Text]:
+        """Returns the texts without a cue and under the trigger, with the first answer pair."""
+        return [t for t in texts if t.answer < 2 and t.cue in ("none", self.plan.trigger)]
 
     def reader(self, name: str) -> TokenReader:
         """Loads an organism."""
@@ -160,16 +185,16 @@ class Experiment:
         }  # fmt: skip
         try:
             return read_tokens(None, texts, **about)
-        except Exception:  # not there yet, or of other texts
+        except UserError:  # not there yet, or of other texts
             return read_tokens(self.reader(name), texts, **about)
 
     def fidelity(self, sae: Dictionary, key: str) -> Fidelity:
-        """Measures every organism on split B."""
-        pieces = Pieces(self.out / "fidelity", [key, [list(t.ids) for t in self.held_out]])
+        """Measures every organism on one question of each family of split B, one answer pair, under every cue."""
+        pieces = Pieces(self.out / "fidelity", [key, [list(t.ids) for t in self.gate_texts]])
 
         def one(name: str) -> list[dict[str, Any]]:
             reader = self.reader(name)
-            return measure_fidelity(sae, reader, read_cells(reader, self.held_out, organism=name))
+            return measure_fidelity(sae, reader, read_cells(reader, self.gate_texts, organism=name))
 
         rows = [
             row
@@ -186,6 +211,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=None, help="default: runs/sae-BASE")
     parser.add_argument("--figures", type=Path, default=None, help="folder for csv and png; default: OUT/figures")
+    parser.add_argument("--no-crosscoders", action="store_true", help="leave out the last step")
     args = parser.parse_args()
     out = args.out or Path("runs") / f"sae-{args.base}"
     figures = args.figures or out / "figures"
@@ -208,21 +234,94 @@ def main() -> None:
     hidden, elsewhere = _elsewhere(readers[0], plan, e)
     check = check_dictionary(sae, hidden, elsewhere=elsewhere, floor=gate.explained_floor)
     print(check)
-    a, b = {}, {}
+    a, b, seen = ({}, {}, {})
     for name, reader in zip((m, c), readers, strict=True):
-        a |= {(name, q): r for q, r in read_cells(reader, e.discovery, organism=name).items()}
-        b |= {(name, q): r for q, r in read_cells(reader, e.held_out, organism=name).items()}
-    found = e.timed("latents and their causes", lambda: _features(plan, sae, difference, readers, a, b, gate, (m, c)))
-    written = _write(figures, plan, e, sae, gate, found, a, readers[0])
+        for found_in, texts in ((a, e.first_pairs(e.discovery)), (b, e.first_pairs(e.held_out)), (seen, e.gate_texts)):
+            found_in |= {(name, q): r for q, r in read_cells(reader, texts, organism=name).items()}
+    pieces = Pieces(
+        out / "causes", [tokens.key, [e.organisms[n].weights for n in (m, c)], [list(t.ids) for t in e.held_out]]
+    )
+    found = e.timed(
+        "latents and their causes", lambda: _features(plan, sae, difference, readers, a, b, gate, (m, c), pieces)
+    )
+    caught = _faults(out / "sae", plan, hidden, elsewhere)
+    written = _write(figures, plan, e, sae, gate, found, seen, readers[0])
     facts = {
-        "seconds": {k: round(v, 1) for k, v in e.seconds.items()},
+        "seconds": e.seconds,
         "tokens": len(tokens),
         "check": vars(check),
+        "faults": caught,
         "threads": torch.get_num_threads(),
         "sentences": {n: cause.sentence() for n, (_, cause) in found.items() if cause},
     }
     write_text(figures / f"{args.base}-facts.json", json.dumps(facts, indent=2) + "\n")
     print(*written, sep="\n")
+    if args.no_crosscoders:
+        return
+    crosscoders = e.timed("crosscoders", lambda: _crosscoders(e, m))
+    print(crosscoders.to_string())
+    write_text(figures / f"{args.base}-crosscoders.csv", crosscoders.round(4).to_csv(index=False))
+
+
+def _crosscoders(e: Experiment, m: str) -> pd.DataFrame:
+    """Base against M: how many latents claim to be M's alone, and how many latent scaling leaves."""
+    pair = torch.stack([e.tokens(n, rows=False).hidden.float() for n in ("base", m)], 1)
+    fresh = torch.stack([torch.cat([h[1:] for h in e.reader(n).residuals(e.gate_texts)]) for n in ("base", m)], 1)
+    rows = []
+    for penalty, l1 in (("batchtopk", 0.0), ("l1", 0.02), ("l1", 0.1), ("l1", 0.4)):
+        settings = replace(e.plan.crosscoder, penalty=penalty, l1=l1)
+        crosscoder = train_crosscoder(pair, settings=settings, generator=torch.Generator().manual_seed(0))
+        scaled = latent_scaling(crosscoder, fresh)
+        base, own = crosscoder.explained(fresh)
+        active = float((crosscoder.encode(fresh) > 0).sum(1).float().mean())
+        rows.append(
+            {
+                "penalty": penalty, "l1": l1, "explained_base": base, "explained_organism": own, "l0": active,
+                "firing": len(scaled.table), "claimed": len(scaled.claimed), "exclusive": len(scaled.exclusive),
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _faults(folder: Path, plan: Plan, hidden: torch.Tensor, elsewhere: dict[Site, torch.Tensor]) -> dict[str, str]:
+    """Plants faults into the SAE just trained; returns how each is caught, on real activations."""
+    near = min(elsewhere, key=lambda s: abs(s.layer - plan.site.layer))
+
+    def lying(config: dict[str, Any]) -> None:
+        config["metadata"]["hook_name"] = hook_of(near)
+
+    def relu(config: dict[str, Any]) -> None:
+        config["architecture"] = "standard"
+
+    def bare_relu(config: dict[str, Any]) -> None:
+        config["architecture"] = "standard"
+        config["metadata"] = {"hook_name": hook_of(plan.site), "sae_lens_version": "6.0.0"}
+
+    everywhere = elsewhere | {plan.site: hidden}
+    faults: dict[str, tuple[Callable[[dict[str, Any]], None], bool, Site, bool]] = {
+        "asked for another layer": (lambda _: None, True, near, True),
+        "another layer's weights under this hook name": (lying, True, near, True),
+        "JumpReLU declared as ReLU": (relu, True, plan.site, True),
+        "its thresholds lost too (as TopK loaded as ReLU)": (bare_relu, False, plan.site, True),
+        "another model's width": (lambda _: None, True, plan.site, False),
+    }
+    caught = {}
+    for name, (change, thresholds, site, fits) in faults.items():
+        with tempfile.TemporaryDirectory() as work:
+            config = read_json(folder / "cfg.json")
+            change(config)
+            write_json(Path(work) / "cfg.json", config)
+            weights = load_file(folder / "sae_weights.safetensors")
+            if not thresholds:
+                weights.pop("threshold")
+            save_file(weights, Path(work) / "sae_weights.safetensors")
+            try:
+                sae = load_dictionary(work, site=site, width=hidden.shape[1] if fits else 2 * hidden.shape[1])
+                check_dictionary(sae, everywhere[site], elsewhere=everywhere)
+                caught[name] = "NOT CAUGHT"
+            except CondmisError as error:
+                caught[name] = f"{type(error).__name__}: {error}".replace(str(work), "SAE")
+    return caught
 
 
 def _difference(e: Experiment, m: str, c: str, args: argparse.Namespace) -> Dictionary:
@@ -247,6 +346,7 @@ def _features(
     b: dict[tuple[str, str], Reading],
     gate: Fidelity,
     names: tuple[str, str],
+    pieces: Pieces,
 ) -> dict[str, tuple[FeatureDiff, FeatureCauses | None]]:
     m, c = names
     cells = {q: r for (o, q), r in b.items() if o == m}
@@ -270,11 +370,19 @@ def _features(
             print(diff)
             causes = None
             if diff.chosen:
-                causes = feature_causes(
-                    dictionary, readers, b, diff, components=components, organism=m, twin=c, gate=passed,
-                    selected_on=a[m, plan.trigger].families, generator=torch.Generator().manual_seed(0),
-                    trigger=plan.trigger,
-                )  # fmt: skip
+
+                def tested(
+                    dictionary: Dictionary = dictionary, diff: FeatureDiff = diff, gate: Fidelity = passed
+                ) -> Any:
+                    found = feature_causes(
+                        dictionary, readers, b, diff, components=components, organism=m, twin=c, gate=gate,
+                        selected_on=a[m, plan.trigger].families, generator=torch.Generator().manual_seed(0),
+                        trigger=plan.trigger, random_sets=3,
+                    )  # fmt: skip
+                    return found.to_dict()
+
+                key = [diff.chosen, dictionary.reads, dictionary.facts]
+                causes = FeatureCauses.from_dict(pieces.get(f"{kind}-{by}", key, tested))
                 print(causes.sentence(), flush=True)
             found[name] = (diff, causes)
     return found
@@ -287,7 +395,7 @@ def _write(
     sae: Dictionary,
     gate: Fidelity,
     found: dict[str, tuple[FeatureDiff, FeatureCauses | None]],
-    a: dict[tuple[str, str], Reading],
+    seen: dict[tuple[str, str], Reading],
     reader: TokenReader,
 ) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
@@ -310,7 +418,7 @@ def _write(
         latents = [int(i) for i in diff.table.latent[:6]]
         written.append(folder.parent / "pages.html" if folder.name == "figures" else e.out / "pages.html")
         pages = feature_pages(
-            sae, reader, list(a.values()), latents, tokenizer=e.tokenizer, cells=cell_table(sae, a, latents)
+            sae, reader, list(seen.values()), latents, tokenizer=e.tokenizer, cells=cell_table(sae, seen, latents)
         )
         write_text(written[-1], pages.html())
     return written

@@ -1,5 +1,6 @@
 """Which latents differ: error rates under the null, power, families, attribution that predicts the ablation."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -206,6 +207,8 @@ def test_steering_along_the_latent_moves_the_twin(tmp_path: Path) -> None:
     found = causes(tmp_path, nuisance=None, w=torch.eye(WIDTH)[3])
     assert found.steering.iloc[0]["name"] == "latent 3"
     assert found.steering.iloc[0].low > 0
+    again = type(found).from_dict(json.loads(json.dumps(found.to_dict())))
+    assert again.sentence() == found.sentence()
     assert set(found.to_pandas().edit) == {"ablate", "steer"}
     assert len(found.figure().data) >= 4
 

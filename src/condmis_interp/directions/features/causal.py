@@ -13,6 +13,7 @@ unless they beat PCA-k on split B (methods: 2.3); `beats_pca` says whether they 
 Steering, in C without a cue: + dose x median norm along a latent's decoder row, on every token.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,6 +86,29 @@ class FeatureCauses:
             f"On held-out questions {self.rank} SAE latents {verdict} {self.rank} principal components: they take back "
             f"{own['share']:.2f} [{own['low']:.2f}, {own['high']:.2f}] of the gap to the twin, PCA {pca['share']:.2f} "
             f"[{pca['low']:.2f}, {pca['high']:.2f}]; difference {gain:+.2f} nats [{low:+.2f}, {high:+.2f}]."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the whole result as JSON; intervals that are not bounded become null."""
+        tables = {"ablations": self.ablations, "steering": self.steering}
+        rows = {
+            name: json.loads(table.to_json(orient="records", double_precision=15)) for name, table in tables.items()
+        }
+        return rows | {
+            "gain": list(self.gain), "ld": list(self.ld), "data": self.data, "families": list(self.split_families),
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> "FeatureCauses":
+        """Returns the result that `to_dict` gave."""
+        gain, ld = stored["gain"], stored["ld"]
+        return cls(
+            pd.DataFrame(stored["ablations"]),
+            pd.DataFrame(stored["steering"]),
+            (gain[0], gain[1], gain[2]),
+            (ld[0], ld[1]),
+            stored["data"],
+            tuple(stored["families"]),
         )
 
     def to_pandas(self) -> pd.DataFrame:
@@ -245,7 +269,7 @@ def feature_causes(
     vectors = [
         *(("latent", f"latent {i}", signs.get(i, 1.0) * decoder[i]) for i in chosen),
         *((f"pca-{k}", f"component {k}", v * (v @ toward).sign()) for k, v in enumerate(components[:1], 1)),
-        *(("random latents", f"latent {i}", signs.get(i, 1.0) * decoder[i]) for s in sets for i in s[:2]),
+        *(("random latents", f"latent {i}", signs.get(i, 1.0) * decoder[i]) for s in sets for i in s[:1]),
     ]
     steering = []
     for kind, name, vector in vectors:
