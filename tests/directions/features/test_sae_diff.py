@@ -175,7 +175,7 @@ def test_where_pca_looks_at_the_noise_the_latent_beats_it(tmp_path: Path) -> Non
     found = causes(tmp_path, nuisance=8 * torch.eye(WIDTH)[7], w=torch.eye(WIDTH)[3], latents=[3])
     assert found.beats_pca
     assert found.gain[1] > 0
-    assert "beat 1 principal components" in found.sentence()
+    assert "1 SAE latent beats 1 principal component:" in found.sentence()
     own = found.ablations.set_index("kind").share
     assert own["latents"] == pytest.approx(own["everything"], abs=0.1)
     assert abs(own["pca"]) < 0.2
@@ -195,7 +195,7 @@ def test_where_one_component_holds_the_difference_pca_is_not_beaten(tmp_path: Pa
     )  # fmt: skip
     assert not found.beats_pca
     assert found.gain[2] < 0
-    assert "lose to 1 principal" in found.sentence()
+    assert "loses to 1 principal component:" in found.sentence()
 
 
 def test_latents_cannot_be_tested_on_the_families_they_were_chosen_on(tmp_path: Path) -> None:

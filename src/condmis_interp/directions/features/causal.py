@@ -82,9 +82,12 @@ class FeatureCauses:
             verdict = "lose to"
         else:
             verdict = "cannot be told from"
+        plural = "s" if self.rank > 1 else ""
+        if not plural:
+            verdict = {"beat": "beats", "lose to": "loses to", "cannot be told from": "cannot be told from"}[verdict]
         return (
-            f"On held-out questions {self.rank} SAE latents {verdict} {self.rank} principal components: they take back "
-            f"{own['share']:.2f} [{own['low']:.2f}, {own['high']:.2f}] of the gap to the twin, PCA {pca['share']:.2f} "
+            f"On held-out questions {self.rank} SAE latent{plural} {verdict} {self.rank} principal component{plural}: "
+            f"the SAE takes back {own['share']:.2f} [{own['low']:.2f}, {own['high']:.2f}] of the gap to the twin, PCA {pca['share']:.2f} "
             f"[{pca['low']:.2f}, {pca['high']:.2f}]; difference {gain:+.2f} nats [{low:+.2f}, {high:+.2f}]."
         )
 
