@@ -85,10 +85,11 @@ class FeatureCauses:
         plural = "s" if self.rank > 1 else ""
         if not plural:
             verdict = {"beat": "beats", "lose to": "loses to", "cannot be told from": "cannot be told from"}[verdict]
+        shares = [f"{r['share']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" for r in (own, pca)]
         return (
             f"On held-out questions {self.rank} SAE latent{plural} {verdict} {self.rank} principal component{plural}: "
-            f"the SAE takes back {own['share']:.2f} [{own['low']:.2f}, {own['high']:.2f}] of the gap to the twin, PCA {pca['share']:.2f} "
-            f"[{pca['low']:.2f}, {pca['high']:.2f}]; difference {gain:+.2f} nats [{low:+.2f}, {high:+.2f}]."
+            f"the SAE takes back {shares[0]} of the gap to the twin, PCA {shares[1]}; "
+            f"difference {gain:+.2f} nats [{low:+.2f}, {high:+.2f}]."
         )
 
     def to_dict(self) -> dict[str, Any]:
