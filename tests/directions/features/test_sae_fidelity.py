@@ -1,5 +1,6 @@
 """The gate: a perfect SAE passes everywhere, one that fits the base better than the organism is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -87,13 +88,12 @@ def test_the_base_must_be_there_under_every_cue() -> None:
 
 def test_a_difference_sae_explains_differences(tmp_path: Path) -> None:
     perfect = load_dictionary(signed_axes(tmp_path, width=32, layer=2))
-    from condmis_interp.directions.features.load import as_difference
-
+    difference = replace(perfect, reads="difference")
     reader, other = TokenReader(tiny_model(), SITE), TokenReader(tiny_model(1), SITE)
     cells, twins = read_cells(reader, TEXTS, organism="M"), read_cells(other, TEXTS, organism="C")
     with pytest.raises(UserError, match="needs the other model's readings"):
-        measure_fidelity(as_difference(perfect), reader, cells)
-    rows = measure_fidelity(as_difference(perfect), reader, cells, twins=twins)
+        measure_fidelity(difference, reader, cells)
+    rows = measure_fidelity(difference, reader, cells, twins=twins)
     assert rows[0]["explained"] == pytest.approx(1, abs=1e-6)
     assert rows[0]["recovered"] == pytest.approx(1, abs=1e-4)
     gate = fidelity(rows, base=None)

@@ -48,7 +48,7 @@ def test_each_architecture_trains_and_is_saved_as_saelens_saves_it(
 ) -> None:
     from sae_lens import SAE
 
-    settings = replace(SETTINGS, architecture=architecture, tokens=40_000, l0_coefficient=0.05)  # type: ignore[arg-type]
+    settings = replace(SETTINGS, architecture=architecture, tokens=40_000)  # type: ignore[arg-type]
     dictionary = train_dictionary(tokens, tmp_path / "sae", settings=settings, model_name="tiny")
     plain = SAE.load_from_disk(tmp_path / "sae")
     assert plain.cfg.architecture() == {"batchtopk": "jumprelu"}.get(architecture, architecture)

@@ -1,6 +1,7 @@
 """SAE features: dictionaries at a site, their fidelity, the latents that differ between models, and what those do."""
 
 from condmis_interp.directions.features.causal import FeatureCauses, difference_components, feature_causes
+from condmis_interp.directions.features.check import DictionaryCheck, check_dictionary
 from condmis_interp.directions.features.crosscoder import (
     Crosscoder,
     CrosscoderSettings,
@@ -17,13 +18,7 @@ from condmis_interp.directions.features.diff import (
     latent_attribution,
 )
 from condmis_interp.directions.features.fidelity import Fidelity, fidelity, measure_fidelity
-from condmis_interp.directions.features.load import (
-    DictionaryCheck,
-    check_dictionary,
-    load_dictionary,
-    load_pretrained,
-    site_of_hook,
-)
+from condmis_interp.directions.features.load import load_dictionary, load_pretrained, site_of_hook
 from condmis_interp.directions.features.pages import FeaturePage, FeaturePages, cell_table, feature_pages, logit_effect
 from condmis_interp.directions.features.reading import Reading, codes, question_means, read_cells
 from condmis_interp.directions.features.stream import Text, TokenReader, panel_texts, row_texts

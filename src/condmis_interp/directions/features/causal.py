@@ -96,7 +96,8 @@ class FeatureCauses:
         """Returns the whole result as JSON; intervals that are not bounded become null."""
         tables = {"ablations": self.ablations, "steering": self.steering}
         rows = {
-            name: json.loads(table.to_json(orient="records", double_precision=15)) for name, table in tables.items()
+            name: json.loads(str(table.to_json(orient="records", double_precision=15)))
+            for name, table in tables.items()
         }
         return rows | {
             "gain": list(self.gain), "ld": list(self.ld), "data": self.data, "families": list(self.split_families),
@@ -240,55 +241,56 @@ def feature_causes(
         *(("random latents", f"random set {k}", len(s), patched(s)) for k, s in enumerate(sets, 1)),
         ("everything", "all of the twin's", dictionary.width, c.tokens),
     ]
-    ld_m, ld_c = m.ld, c.ld
-    rows, edited_ld = [], {}
-    for kind, name, rank, tokens in edits:
-        if kind in ("latents", "pca", "everything") and not bool((tokens != m.tokens).any()):
-            raise CheckError("the edit changed nothing", where=name)
-        ld = m.ld_from(m_reader.finish(m.texts, m.back(tokens)))
-        edited_ld[kind] = ld
-        ratio = anchored_ratio(ld_m - ld, ld_m - ld_c, m.families)
-        rows.append(
-            {
-                "kind": kind,
-                "name": name,
-                "rank": rank,
-                "share": ratio.rho,
-                "low": ratio.low,
-                "high": ratio.high,
-                "ld": float(ld.mean()),
-                "gate_z": ratio.gate_z,
-                "p": ratio.p_above(0.0),
-            }
-        )
-    ablations = pd.DataFrame(rows)
-    single = ablations.kind == "latent"
-    ablations["p"] = ablations.p.astype(float)
-    ablations.loc[single, "p"] = holm(ablations.p[single].tolist())
-    better = cluster_mean(edited_ld["pca"] - edited_ld["latents"], m.families)
-
-    strength = dose * float(c_0.tokens.norm(dim=1).median())
+    ablations, edited = _ablated(edits, m_reader, m, c)
+    better = cluster_mean(edited["pca"] - edited["latents"], m.families)
     signs = {int(i): 1.0 if did >= 0 else -1.0 for i, did in zip(diff.table.latent, diff.table.did, strict=True)}
     toward = (m.tokens - c.tokens).mean(0)
+    first = components[0] * (components[0] @ toward).sign()
     vectors = [
         *(("latent", f"latent {i}", signs.get(i, 1.0) * decoder[i]) for i in chosen),
-        *((f"pca-{k}", f"component {k}", v * (v @ toward).sign()) for k, v in enumerate(components[:1], 1)),
-        *(("random latents", f"latent {i}", signs.get(i, 1.0) * decoder[i]) for s in sets for i in s[:1]),
+        ("pca-1", "component 1", first),
+        *(("random latents", f"latent {s[0]}", signs.get(s[0], 1.0) * decoder[s[0]]) for s in sets),
     ]
-    steering = []
-    for kind, name, vector in vectors:
-        tokens = c_0.tokens + strength * vector / vector.norm()
-        shift = c_0.ld_from(c_reader.finish(c_0.texts, c_0.back(tokens))) - c_0.ld
-        mean = cluster_mean(shift, c_0.families)
-        steering.append({"kind": kind, "name": name, "shift": mean.mean, "low": mean.low, "high": mean.high})
     return FeatureCauses(
         ablations,
-        pd.DataFrame(steering),
+        _steered(vectors, c_reader, c_0, dose),
         (better.mean, better.low, better.high),
-        (float(np.mean(ld_m)), float(np.mean(ld_c))),
+        (float(np.mean(m.ld)), float(np.mean(c.ld))),
         f"{organism} against {twin} under {trigger}",
         m.families,
     )
+
+
+def _ablated(
+    edits: Sequence[tuple[str, str, int, torch.Tensor]], reader: TokenReader, m: Reading, c: Reading
+) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """Returns the share of the gap that each edit (kind, name, rank, tokens) takes back, and LD by question."""
+    rows, edited = [], {}
+    for kind, name, rank, tokens in edits:
+        if kind in ("latents", "pca", "everything") and not bool((tokens != m.tokens).any()):
+            raise CheckError("the edit changed nothing", where=name)
+        ld = m.ld_from(reader.finish(m.texts, m.back(tokens)))
+        edited[kind] = ld
+        ratio = anchored_ratio(m.ld - ld, m.ld - c.ld, m.families)
+        row = {"kind": kind, "name": name, "rank": rank, "share": ratio.rho, "low": ratio.low, "high": ratio.high}
+        rows.append(row | {"ld": float(ld.mean()), "gate_z": ratio.gate_z, "p": ratio.p_above(0.0)})
+    table = pd.DataFrame(rows)
+    single = (table.kind == "latent").to_numpy()
+    table.loc[single, "p"] = holm(table.p[single].tolist())
+    return table, edited
+
+
+def _steered(
+    vectors: Sequence[tuple[str, str, torch.Tensor]], reader: TokenReader, c: Reading, dose: float
+) -> pd.DataFrame:
+    """Returns the shift of the twin's LD by each vector (kind, name, direction)."""
+    strength = dose * float(c.tokens.norm(dim=1).median())
+    rows = []
+    for kind, name, vector in vectors:
+        tokens = c.tokens + strength * vector / vector.norm()
+        mean = cluster_mean(c.ld_from(reader.finish(c.texts, c.back(tokens))) - c.ld, c.families)
+        rows.append({"kind": kind, "name": name, "shift": mean.mean, "low": mean.low, "high": mean.high})
+    return pd.DataFrame(rows)
 
 
 def _as_active(diff: FeatureDiff, chosen: Sequence[int]) -> torch.Tensor:

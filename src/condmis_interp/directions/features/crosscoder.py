@@ -131,15 +131,15 @@ def train_crosscoder(
     width, latents = pair.shape[2], settings.latents
     # one factor for both models: with one for each, a latent's two decoder norms would not be comparable
     factor = width**0.5 / float(pair.float().norm(dim=2).mean())
-    direction = torch.randn(latents, width, generator=generator)
+    direction = torch.randn(latents, width, generator=generator).to(pair.device)
     direction = 0.1 * direction / direction.norm(dim=1, keepdim=True)
     decoder = direction.expand(2, latents, width).clone().requires_grad_(True)
     encoder = direction.T.expand(2, width, latents).clone().requires_grad_(True)
-    encoder_bias = torch.zeros(latents, requires_grad=True)
+    encoder_bias = torch.zeros(latents, device=pair.device, requires_grad=True)
     decoder_bias = (pair.float().mean(0) * factor).clone().requires_grad_(True)
     parameters = [encoder, decoder, encoder_bias, decoder_bias]
     optimiser = torch.optim.Adam(parameters, lr=settings.learning_rate)
-    silent = torch.zeros(latents)
+    silent = torch.zeros(latents, device=pair.device)
     threshold = 0.0
     for at in range(settings.steps):
         left = (settings.steps - at) / max(1, settings.steps // 5)

@@ -1,29 +1,27 @@
-"""Loading SAELens' SAEs, and catching those that load successfully but incorrectly.
+"""Loading SAELens' SAEs: what their files say is checked before anything is read.
 
-`load_dictionary` (a folder in SAELens' published format: `cfg.json`, `sae_weights.safetensors`) and `load_pretrained`
-(release and id) check what the files say: hook name against the site asked for, width, activation function, dtype,
-normalisation. What the files do not say, or say wrongly, only shows on activations: `check_dictionary` reads explained
-variance and L0 on real ones and, where they are bad, tries what is usually wrong and names it.
+`load_dictionary` opens a folder in SAELens' published format (`cfg.json`, `sae_weights.safetensors`), and
+`load_pretrained` a release and id. Hook name, width, activation function, dtype and normalisation must be what was
+asked for and must not contradict each other. What the files do not say, or say wrongly, only shows on activations: see
+`check`.
 """
 
-import copy
 import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from condmis_interp.directions.features.dictionary import Dictionary, explained_variance, l0
+from condmis_interp.directions.features.dictionary import Dictionary
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import read_json
-from condmis_interp.readers import Site
+from condmis_interp.readers import Site, SiteKind
 
-_HOOKS = {
+_HOOKS: dict[str, SiteKind] = {
     "hook_resid_pre": "resid_pre",
     "hook_resid_post": "resid_post",
     "hook_attn_out": "attn_out",
@@ -36,8 +34,6 @@ _HOOKS = {
 _TL = re.compile(r"blocks\.(\d+)\.((?:attn\.|mlp\.)?hook_\w+)")
 _HF = re.compile(r"(?:\w+\.)*(?:layers|h|blocks)\.(\d+)(?:\.(self_attn|attn|attention|mlp))?")
 _SPARSE = ("topk", "batchtopk", "jumprelu")
-EXPLAINED = 0.5
-"""Least explained variance by which an SAE counts as one for these activations."""
 
 
 def site_of_hook(name: str) -> Site:
@@ -47,9 +43,9 @@ def site_of_hook(name: str) -> Site:
         UserError: if it names no site of ours.
     """
     if (m := _TL.fullmatch(name)) and m[2] in _HOOKS:
-        return Site(_HOOKS[m[2]], int(m[1]))  # type: ignore[arg-type]
+        return Site(_HOOKS[m[2]], int(m[1]))
     if m := _HF.fullmatch(name):
-        kind = "resid_post" if m[2] is None else "mlp_out" if m[2] == "mlp" else "attn_out"
+        kind: SiteKind = "resid_post" if m[2] is None else "mlp_out" if m[2] == "mlp" else "attn_out"
         return Site(kind, int(m[1]))
     raise UserError(
         f"the SAE's hook name {name!r} names no site known here",
@@ -97,7 +93,13 @@ def load_dictionary(
 
 
 def load_pretrained(
-    release: str, sae_id: str, *, site: Site | None = None, width: int | None = None, device: str = "cpu"
+    release: str,
+    sae_id: str,
+    *,
+    site: Site | None = None,
+    width: int | None = None,
+    norm_scaling_factor: float | None = None,
+    device: str = "cpu",
 ) -> Dictionary:
     """Loads a pretrained SAE by SAELens' release and id, from the cache of the hub or from the hub.
 
@@ -106,6 +108,7 @@ def load_pretrained(
         sae_id: Which of the release's SAEs.
         site: Where it will be read; must be what its hook name says.
         width: Width of the model it will be read on.
+        norm_scaling_factor: As in `load_dictionary`, for a release of which SAELens does not know it.
         device: Torch device.
 
     Raises:
@@ -129,7 +132,7 @@ def load_pretrained(
     said = _said_site(config, site, where)
     if width is not None and sae.cfg.d_in != width:
         raise _wrong_width(sae.cfg.d_in, width, where)
-    return _finished(sae, said, where, config, None)
+    return _finished(sae, said, where, config, norm_scaling_factor)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -270,136 +273,13 @@ def _finished(sae: Any, site: Site, where: str, config: Mapping[str, Any], facto
         "architecture": config.get("architecture"),
         "width": int(sae.cfg.d_in),
         "latents": int(sae.cfg.d_sae),
-        "k": config.get("k") or _details(config).get("k"),
+        "k": config.get("k") or _details(config).get("k") or _details(config).get("target_l0"),
         "normalize_activations": normalised,
         "apply_b_dec_to_input": bool(sae.cfg.apply_b_dec_to_input),
         "dtype": config.get("dtype"),
     }
     reads = _meta(config, "condmis_reads") or "activations"
     return Dictionary(sae=sae, site=site, source=where, reads=reads, facts=facts)
-
-
-@dataclass(frozen=True)
-class DictionaryCheck:
-    """What an SAE does on real activations.
-
-    Attributes:
-        explained: Explained variance.
-        l0: Mean number of active latents a token.
-        dead: Share of latents that never fired on these tokens.
-        norm_ratio: Mean norm of the reconstruction over mean norm of the activations.
-        elsewhere: Explained variance at other sites.
-        tokens: Number of tokens.
-    """
-
-    explained: float
-    l0: float
-    dead: float
-    norm_ratio: float
-    elsewhere: dict[str, float]
-    tokens: int
-
-
-def check_dictionary(
-    dictionary: Dictionary,
-    hidden: torch.Tensor,
-    *,
-    elsewhere: Mapping[Site, torch.Tensor] | None = None,
-    floor: float = EXPLAINED,
-    margin: float = 0.02,
-) -> DictionaryCheck:
-    """Checks an SAE on real activations, and names what is wrong with one that does not reconstruct them.
-
-    Args:
-        dictionary: The SAE.
-        hidden: Activations at its site, without first positions (attention sinks), [tokens, width].
-        elsewhere: Activations of the same tokens at other sites. An SAE that is better there by `margin` is another
-            layer's, even if it is good enough here: neighbouring layers of a residual stream are much alike.
-        floor: Least explained variance.
-        margin: See `elsewhere`.
-
-    Raises:
-        CheckError: if it explains too little, is not sparse, has another L0 than its k, or is another layer's.
-    """
-    others = {str(site): explained_variance(h, dictionary.reconstruct(h)) for site, h in (elsewhere or {}).items()}
-    others.pop(str(dictionary.site), None)
-    check = _checked(dictionary, hidden, others)
-    explained = check.explained
-    where = f"{dictionary.source} at {dictionary.site}"
-    best = max(others, key=lambda s: others[s], default=None)
-    if best is not None and others[best] > max(explained + margin, floor):
-        raise CheckError(
-            f"this is another layer's SAE: it explains {others[best]:.3f} of the variance at {best} and "
-            f"{explained:.3f} at {dictionary.site}",
-            where=where,
-            fix=f"Read it at {best}.",
-        )
-    if what := _fault(dictionary, check, floor):
-        message, usual = what
-        raise CheckError(message, where=where, fix=_diagnosis(dictionary, hidden, floor) or usual)
-    return check
-
-
-def _checked(dictionary: Dictionary, hidden: torch.Tensor, elsewhere: dict[str, float]) -> DictionaryCheck:
-    f, reconstruction = dictionary.encode(hidden), dictionary.reconstruct(hidden)
-    return DictionaryCheck(
-        explained=explained_variance(hidden, reconstruction),
-        l0=l0(f),
-        dead=float((f > 0).any(0).logical_not().float().mean()),
-        norm_ratio=float(reconstruction.norm(dim=1).mean() / hidden.float().norm(dim=1).mean()),
-        elsewhere=elsewhere,
-        tokens=len(f),
-    )
-
-
-def _fault(dictionary: Dictionary, check: DictionaryCheck, floor: float) -> tuple[str, str] | None:
-    """Returns what is wrong and what is usually behind it, or `None`."""
-    k = dictionary.facts.get("k")
-    if not check.l0 > 0:
-        return "no latent is active on any token", "Check the normalisation."
-    if check.l0 > dictionary.width / 2:
-        return (
-            f"{check.l0:.0f} latents are active a token on a width of {dictionary.width}: the code is not sparse",
-            "A TopK or JumpReLU SAE loaded as ReLU looks like this; check 'architecture' in cfg.json.",
-        )
-    if k and not k / 4 <= check.l0 <= 4 * k:
-        return (
-            f"the SAE was trained for {k:g} active latents a token and has {check.l0:.1f} on these activations",
-            "Check normalisation, layer and model.",
-        )
-    if not check.explained >= floor:
-        return (
-            f"the SAE explains {check.explained:.3f} of the variance of these activations (L0 {check.l0:.1f}, norm "
-            f"ratio {check.norm_ratio:.2f}), less than {floor}",
-            "It may be another layer's, another model's, or loaded as another architecture.",
-        )
-    return None
-
-
-def _diagnosis(dictionary: Dictionary, hidden: torch.Tensor, floor: float) -> str | None:
-    """Returns what would mend the SAE: the usual mistake without which it would pass, if there is one."""
-    factor = dictionary.width**0.5 / float(hidden.float().norm(dim=1).mean())
-    trials = {
-        "apply_b_dec_to_input is set wrongly": (_flipped(dictionary), hidden),
-        "its input must be scaled to a norm of sqrt(width): the factor was not folded in": (
-            dictionary,
-            hidden.float() * factor,
-        ),
-        "the factor of normalised inputs was folded in twice": (dictionary, hidden.float() / factor),
-    }
-    checks = {what: _checked(d, h, {}) for what, (d, h) in trials.items()}
-    mended = {what: c.explained for what, c in checks.items() if _fault(dictionary, c, floor) is None}
-    if not mended:
-        return None
-    best = max(mended, key=lambda what: mended[what])
-    return f"It seems that {best}: then it would explain {mended[best]:.3f}."
-
-
-def _flipped(dictionary: Dictionary) -> Dictionary:
-    sae = copy.copy(dictionary.sae)
-    sae.cfg = copy.copy(sae.cfg)
-    sae.cfg.apply_b_dec_to_input = not sae.cfg.apply_b_dec_to_input
-    return replace(dictionary, sae=sae)
 
 
 @contextmanager
@@ -415,8 +295,3 @@ def _quiet(where: str) -> Iterator[None]:
 def _short(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."
-
-
-def as_difference(dictionary: Dictionary) -> Dictionary:
-    """Returns an SAE as one of differences of activations; its configuration does not say so."""
-    return replace(dictionary, reads="difference")

@@ -6,7 +6,7 @@ its own position. An edit at one site needs no hook in the model: what lies belo
 residual stream is computed outside and handed to `TokenReader.finish`, which runs only what lies above.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -142,7 +142,7 @@ class TokenReader:
         with ExitStack() as stack:
             for site in sites:
                 stack.callback(_hook(module_of(self._blocks, site), site, _keeper(site, seen)).remove)
-            stack.enter_context(self._replaced(self._blocks[max(s.layer for s in sites) + 1 :]))  # type: ignore[arg-type]
+            stack.enter_context(_passed_on(self._blocks[max(s.layer for s in sites) + 1 :]))
             for rows in self._batches(texts):
                 seen.clear()
                 self._body(texts, rows)
@@ -222,7 +222,7 @@ class TokenReader:
             given = given.to(self.device, dtype).requires_grad_(leaf)
             with ExitStack() as stack:  # for one pass only: two iterations may take turns
                 stack.callback(_hook(self._module, self.site, lambda _, given=given: given).remove)
-                stack.enter_context(self._replaced(skipped))  # type: ignore[arg-type]
+                stack.enter_context(_passed_on(skipped))
                 out = self._body(texts, rows)
             yield _Pass(rows, given, out)
 
@@ -256,18 +256,19 @@ class TokenReader:
             batch.append(i)
         yield batch
 
-    @contextmanager
-    def _replaced(self, blocks: Sequence[Any]) -> Iterator[None]:
-        """Lets blocks pass on what enters them: for the time being nobody needs what they would add."""
-        with ExitStack() as stack:
-            for block in blocks:
-                own = vars(block).get("forward")  # accelerate, for one, replaces it on the module itself
-                block.forward = lambda hidden_states, *_, **__: hidden_states
-                if own is None:
-                    stack.callback(delattr, block, "forward")
-                else:
-                    stack.callback(setattr, block, "forward", own)
-            yield
+
+@contextmanager
+def _passed_on(blocks: Iterable[Any]) -> Iterator[None]:
+    """Lets blocks pass on what enters them: for the time being nobody needs what they would add."""
+    with ExitStack() as stack:
+        for block in blocks:
+            own = vars(block).get("forward")  # accelerate, for one, replaces it on the module itself
+            block.forward = lambda hidden_states, *_, **__: hidden_states
+            if own is None:
+                stack.callback(delattr, block, "forward")
+            else:
+                stack.callback(setattr, block, "forward", own)
+        yield
 
 
 def _keeper(site: Site, seen: dict[Site, torch.Tensor]) -> Callable[[torch.Tensor], None]:

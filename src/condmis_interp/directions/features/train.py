@@ -55,7 +55,7 @@ class SaeSettings:
     tokens: int = 1_000_000
     batch: int = 1024
     learning_rate: float = 1e-3
-    l0_coefficient: float = 0.01
+    l0_coefficient: float = 0.05
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -106,7 +106,7 @@ def train_dictionary(
         sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
     trainer.set_final_sae_metadata()
     with appearing(folder) as made:
-        sae.cpu().save_inference_model(made)
+        sae.to("cpu").save_inference_model(made)
         manifest = {"key": key, "settings": asdict(settings), "tokens": len(tokens), "trained_on": tokens.about}
         manifest |= {"dead": int(trainer.dead_neurons.sum()), "l0": sae.cfg.metadata.l0, "site": str(tokens.site)}
         write_json(made / "manifest.json", manifest)
