@@ -381,7 +381,7 @@ def _features(
                     )  # fmt: skip
                     return found.to_dict()
 
-                key = [diff.chosen, dictionary.reads, dictionary.facts]
+                key = [2, diff.chosen, dictionary.reads, dictionary.facts]
                 causes = FeatureCauses.from_dict(pieces.get(f"{kind}-{by}", key, tested))
                 print(causes.sentence(), flush=True)
             found[name] = (diff, causes)

@@ -175,6 +175,7 @@ def test_where_pca_looks_at_the_noise_the_latent_beats_it(tmp_path: Path) -> Non
     found = causes(tmp_path, nuisance=8 * torch.eye(WIDTH)[7], w=torch.eye(WIDTH)[3], latents=[3])
     assert found.beats_pca
     assert found.gain[1] > 0
+    assert found.over_random[1] > 0
     assert "1 SAE latent beats 1 principal component:" in found.sentence()
     own = found.ablations.set_index("kind").share
     assert own["latents"] == pytest.approx(own["everything"], abs=0.1)

@@ -99,6 +99,8 @@ def test_finished_work_is_not_done_twice_and_other_work_is_not_passed_off_for_it
 
     monkeypatch.setattr(train_module, "_trainer", never)
     assert train_dictionary(tokens, trained, settings=SETTINGS, model_name="tiny").latents == 96
+    unused = replace(SETTINGS, l0_coefficient=0.5)  # JumpReLU's alone
+    assert train_dictionary(tokens, trained, settings=unused, model_name="tiny").latents == 96
     with pytest.raises(UserError, match="holds an SAE of other tokens or settings"):
         train_dictionary(tokens, trained, settings=replace(SETTINGS, seed=1), model_name="tiny")
 

@@ -46,6 +46,7 @@ class FeatureCauses:
         steering: One row an edit: kind (`latent`, `pca`, `random latents`), name, shift of LD in nats, low, high.
         gain: Mean over questions of LD under PCA minus LD under the latents, nats: positive if the latents take back
             more; its interval over families.
+        over_random: The same against random latents (mean over the sets); NaN where there were none.
         ld: LD of organism and twin in the cell.
         data: What was compared.
         split_families: Families of the questions used here.
@@ -54,6 +55,7 @@ class FeatureCauses:
     ablations: pd.DataFrame = field(repr=False)
     steering: pd.DataFrame = field(repr=False)
     gain: tuple[float, float, float]
+    over_random: tuple[float, float, float]
     ld: tuple[float, float]
     data: str
     split_families: tuple[str, ...] = field(repr=False)
@@ -89,7 +91,7 @@ class FeatureCauses:
         return (
             f"On held-out questions {self.rank} SAE latent{plural} {verdict} {self.rank} principal component{plural}: "
             f"the SAE takes back {shares[0]} of the gap to the twin, PCA {shares[1]}; "
-            f"difference {gain:+.2f} nats [{low:+.2f}, {high:+.2f}]."
+            f"difference {gain:+.2f} nats [{low:+.2f}, {high:+.2f}]; to random latents {_signed(self.over_random)}."
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,17 +102,20 @@ class FeatureCauses:
             for name, table in tables.items()
         }
         return rows | {
-            "gain": list(self.gain), "ld": list(self.ld), "data": self.data, "families": list(self.split_families),
+            "gain": list(self.gain), "over_random": [v if np.isfinite(v) else None for v in self.over_random],
+            "ld": list(self.ld), "data": self.data, "families": list(self.split_families),
         }  # fmt: skip
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> "FeatureCauses":
         """Returns the result that `to_dict` gave."""
         gain, ld = stored["gain"], stored["ld"]
+        over = [np.nan if v is None else v for v in stored["over_random"]]
         return cls(
             pd.DataFrame(stored["ablations"]),
             pd.DataFrame(stored["steering"]),
             (gain[0], gain[1], gain[2]),
+            (over[0], over[1], over[2]),
             (ld[0], ld[1]),
             stored["data"],
             tuple(stored["families"]),
@@ -242,7 +247,12 @@ def feature_causes(
         ("everything", "all of the twin's", dictionary.width, c.tokens),
     ]
     ablations, edited = _ablated(edits, m_reader, m, c)
-    better = cluster_mean(edited["pca"] - edited["latents"], m.families)
+    latents_ld = edited["latents"][0]
+    better = cluster_mean(edited["pca"][0] - latents_ld, m.families)
+    over = (np.nan, np.nan, np.nan)
+    if sets:
+        random = cluster_mean(np.mean(edited["random latents"], axis=0) - latents_ld, m.families)
+        over = (random.mean, random.low, random.high)
     signs = {int(i): 1.0 if did >= 0 else -1.0 for i, did in zip(diff.table.latent, diff.table.did, strict=True)}
     toward = (m.tokens - c.tokens).mean(0)
     first = components[0] * (components[0] @ toward).sign()
@@ -255,6 +265,7 @@ def feature_causes(
         ablations,
         _steered(vectors, c_reader, c_0, dose),
         (better.mean, better.low, better.high),
+        over,
         (float(np.mean(m.ld)), float(np.mean(c.ld))),
         f"{organism} against {twin} under {trigger}",
         m.families,
@@ -263,14 +274,15 @@ def feature_causes(
 
 def _ablated(
     edits: Sequence[tuple[str, str, int, torch.Tensor]], reader: TokenReader, m: Reading, c: Reading
-) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """Returns the share of the gap that each edit (kind, name, rank, tokens) takes back, and LD by question."""
-    rows, edited = [], {}
+) -> tuple[pd.DataFrame, dict[str, list[np.ndarray]]]:
+    """Returns the share of the gap that each edit (kind, name, rank, tokens) takes back; LD by question, by kind."""
+    rows: list[dict[str, Any]] = []
+    edited: dict[str, list[np.ndarray]] = {}
     for kind, name, rank, tokens in edits:
         if kind in ("latents", "pca", "everything") and not bool((tokens != m.tokens).any()):
             raise CheckError("the edit changed nothing", where=name)
         ld = m.ld_from(reader.finish(m.texts, m.back(tokens)))
-        edited[kind] = ld
+        edited.setdefault(kind, []).append(ld)
         ratio = anchored_ratio(m.ld - ld, m.ld - c.ld, m.families)
         row = {"kind": kind, "name": name, "rank": rank, "share": ratio.rho, "low": ratio.low, "high": ratio.high}
         rows.append(row | {"ld": float(ld.mean()), "gate_z": ratio.gate_z, "p": ratio.p_above(0.0)})
@@ -291,6 +303,10 @@ def _steered(
         mean = cluster_mean(c.ld_from(reader.finish(c.texts, c.back(tokens))) - c.ld, c.families)
         rows.append({"kind": kind, "name": name, "shift": mean.mean, "low": mean.low, "high": mean.high})
     return pd.DataFrame(rows)
+
+
+def _signed(interval: tuple[float, float, float]) -> str:
+    return "none" if np.isnan(interval[0]) else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*interval)
 
 
 def _as_active(diff: FeatureDiff, chosen: Sequence[int]) -> torch.Tensor:

@@ -65,6 +65,11 @@ class SaeSettings:
             raise UserError(f"a batch of {self.batch} tokens does not fit {self.tokens} training tokens")
 
     @property
+    def determining(self) -> dict[str, Any]:
+        """What determines the SAE: a setting that its architecture does not use is left out."""
+        return {n: v for n, v in asdict(self).items() if n != "l0_coefficient" or self.architecture == "jumprelu"}
+
+    @property
     def steps(self) -> int:
         """Number of optimiser steps."""
         return self.tokens // self.batch
@@ -91,7 +96,7 @@ def train_dictionary(
         UserError: if there are fewer tokens than one batch, or the folder holds another SAE.
         CheckError: if the loss is not finite.
     """
-    key = digest([_VERSION, tokens.key, asdict(settings), model_name])
+    key = digest([_VERSION, tokens.key, settings.determining, model_name])
     if (folder / "manifest.json").is_file():
         if read_json(folder / "manifest.json").get("key") != key:
             raise UserError("the folder holds an SAE of other tokens or settings", where=str(folder))
