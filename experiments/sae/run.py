@@ -53,7 +53,7 @@ from condmis_interp.directions.features import (
     train_dictionary,
 )
 from condmis_interp.errors import CondmisError, UserError
-from condmis_interp.files import read_json, whole_file, write_json, write_text
+from condmis_interp.files import file_digest, read_json, whole_file, write_json, write_text
 from condmis_interp.organisms import Member, Organism, chat_suite, make, resolve_base, world_suite
 from condmis_interp.panel import load_panel, render_panel
 from condmis_interp.readers import Site
@@ -153,17 +153,18 @@ class Experiment:
         self.seconds: dict[str, dict[str, float]] = {}
 
     def timed(self, what: str, work: Callable[[], Any]) -> Any:
-        """Runs a step and says how long it took."""
+        """Runs a step and keeps how long it took, over all runs: an interrupted one's share counts."""
         wall, cpu = time.monotonic(), time.process_time()
-        found = work()
-        spent = {"wall": time.monotonic() - wall, "cpu": time.process_time() - cpu}
-        path = self.out / "seconds.json"  # over all runs, so that a killed run's share counts
-        seconds = read_json(path) if path.is_file() else {}
-        before = seconds.get(what, {"wall": 0.0, "cpu": 0.0})
-        self.seconds = seconds | {what: {k: round(before[k] + v, 1) for k, v in spent.items()}}
-        write_json(path, self.seconds)
-        print(f"{what}: {spent['wall']:.0f} s", flush=True)
-        return found
+        try:
+            return work()
+        finally:
+            spent = {"wall": time.monotonic() - wall, "cpu": time.process_time() - cpu}
+            path = self.out / "seconds.json"
+            seconds = read_json(path) if path.is_file() else {}
+            before = seconds.get(what, {"wall": 0.0, "cpu": 0.0})
+            self.seconds = seconds | {what: {k: round(before[k] + v, 1) for k, v in spent.items()}}
+            write_json(path, self.seconds)
+            print(f"{what}: {spent['wall']:.0f} s", flush=True)
 
     def first_pairs(self, texts: list[Text]) -> list[Text]:
         """Returns the texts without a cue and under the trigger, with the first answer pair."""
@@ -174,14 +175,21 @@ class Experiment:
         model = self.organisms[name].model(self.base, dtype=self.plan.dtype, device=self.device)
         return TokenReader(model, self.plan.site)
 
-    def tokens(self, name: str, *, rows: bool = True) -> Tokens:
+    def panel_tokens(self, name: str) -> Tokens:
+        """Reads an organism on split A, under every cue."""
+        return self._tokens(name, self.discovery, "panel")
+
+    def tokens(self, name: str) -> list[Tokens]:
         """Reads an organism's training tokens: split A under every cue, and the rows it was trained on."""
-        texts = list(self.discovery)
-        if rows and name in self.members:
-            texts += row_texts(self.members[name].recipe, self.tokenizer)
+        found = [self.panel_tokens(name)]
+        if name in self.members:
+            found.append(self._tokens(name, row_texts(self.members[name].recipe, self.tokenizer), "rows"))
+        return found
+
+    def _tokens(self, name: str, texts: list[Text], kind: str) -> Tokens:
         about: dict[str, Any] = {
-            "name": name, "weights": self.organisms[name].weights, "site": self.plan.site,
-            "folder": self.out / ("tokens" if rows else "tokens-panel"),
+            "name": f"{name}.{kind}", "weights": self.organisms[name].weights, "site": self.plan.site,
+            "folder": self.out / "tokens",
         }  # fmt: skip
         try:
             return read_tokens(None, texts, **about)
@@ -220,52 +228,55 @@ def main() -> None:
     m, c = plan.organism, f"{plan.organism}-twin"
 
     names = ["base", *plan.trained_on]
-    tokens = e.timed("reading tokens", lambda: pooled([e.tokens(n) for n in names]))
+    tokens = e.timed("reading tokens", lambda: pooled([part for n in names for part in e.tokens(n)]))
     print(f"{len(tokens):,} tokens of {len(names)} models")
     sae = e.timed(
         "training the SAE",
         lambda: train_dictionary(tokens, out / "sae", settings=plan.sae, model_name=args.base, device=args.device),
     )
-    difference = e.timed("difference SAE", lambda: _difference(e, m, c, args))
     gate = e.timed("fidelity", lambda: e.fidelity(sae, tokens.key))
     print(gate)
-
     readers = (e.reader(m), e.reader(c))
     hidden, elsewhere = _elsewhere(readers[0], plan, e)
     check = check_dictionary(sae, hidden, elsewhere=elsewhere, floor=gate.explained_floor)
     print(check)
+    facts: dict[str, Any] = {"tokens": len(tokens), "threads": torch.get_num_threads(), "check": vars(check)}
+    facts["faults"] = _faults(out / "sae", plan, hidden, elsewhere)
+
     a, b, seen = ({}, {}, {})
     for name, reader in zip((m, c), readers, strict=True):
         for found_in, texts in ((a, e.first_pairs(e.discovery)), (b, e.first_pairs(e.held_out)), (seen, e.gate_texts)):
             found_in |= {(name, q): r for q, r in read_cells(reader, texts, organism=name).items()}
-    pieces = Pieces(
-        out / "causes", [tokens.key, [e.organisms[n].weights for n in (m, c)], [list(t.ids) for t in e.held_out]]
-    )
-    found = e.timed(
-        "latents and their causes", lambda: _features(plan, sae, difference, readers, a, b, gate, (m, c), pieces)
-    )
-    caught = _faults(out / "sae", plan, hidden, elsewhere)
-    written = _write(figures, plan, e, sae, gate, found, seen, readers[0])
-    facts = {
-        "seconds": e.seconds,
-        "tokens": len(tokens),
-        "check": vars(check),
-        "faults": caught,
-        "threads": torch.get_num_threads(),
-        "sentences": {n: cause.sentence() for n, (_, cause) in found.items() if cause},
-    }
-    write_text(figures / f"{args.base}-facts.json", json.dumps(facts, indent=2) + "\n")
-    print(*written, sep="\n")
-    if args.no_crosscoders:
-        return
-    crosscoders = e.timed("crosscoders", lambda: _crosscoders(e, m))
-    print(crosscoders.to_string())
-    write_text(figures / f"{args.base}-crosscoders.csv", crosscoders.round(4).to_csv(index=False))
+    found: dict[str, tuple[FeatureDiff, FeatureCauses | None]] = {}
+
+    def features(kind: str, dictionary: Dictionary, passed: Fidelity) -> None:
+        found.update(e.timed(f"{kind}, latents", lambda: _features(e, kind, dictionary, readers, a, b, passed)))
+        facts["sentences"] = {n: cause.sentence() for n, (_, cause) in found.items() if cause}
+        written = _write(figures, e, sae, gate, found, seen, readers[0])
+        write_text(figures / f"{args.base}-facts.json", json.dumps(facts | {"seconds": e.seconds}, indent=2) + "\n")
+        print(*written, sep="\n", flush=True)
+
+    features("sae", sae, gate)
+    difference = e.timed(
+        "difference SAE",
+        lambda: train_dictionary(
+            e.panel_tokens(m).minus(e.panel_tokens(c)), out / "difference-sae", settings=plan.difference,
+            model_name=args.base, device=args.device,
+        ),
+    )  # fmt: skip
+    cells = {q: r for (o, q), r in b.items() if o == m}
+    own_gate = fidelity(measure_fidelity(difference, readers[0], cells, twins={q: b[c, q] for q in cells}), base=None)
+    print(own_gate)
+    features("difference-sae", difference, own_gate)
+    if not args.no_crosscoders:
+        crosscoders = e.timed("crosscoders", lambda: _crosscoders(e, m))
+        print(crosscoders.to_string())
+        write_text(figures / f"{args.base}-crosscoders.csv", crosscoders.round(4).to_csv(index=False))
 
 
 def _crosscoders(e: Experiment, m: str) -> pd.DataFrame:
     """Base against M: how many latents claim to be M's alone, and how many latent scaling leaves."""
-    pair = torch.stack([e.tokens(n, rows=False).hidden.float() for n in ("base", m)], 1)
+    pair = torch.stack([e.panel_tokens(n).hidden.float() for n in ("base", m)], 1)
     fresh = torch.stack([torch.cat([h[1:] for h in e.reader(n).residuals(e.gate_texts)]) for n in ("base", m)], 1)
     rows = []
     for penalty, l1 in (("batchtopk", 0.0), ("l1", 0.02), ("l1", 0.1), ("l1", 0.4)):
@@ -324,13 +335,6 @@ def _faults(folder: Path, plan: Plan, hidden: torch.Tensor, elsewhere: dict[Site
     return caught
 
 
-def _difference(e: Experiment, m: str, c: str, args: argparse.Namespace) -> Dictionary:
-    pairs = e.tokens(m, rows=False).minus(e.tokens(c, rows=False))
-    return train_dictionary(
-        pairs, e.out / "difference-sae", settings=e.plan.difference, model_name=args.base, device=args.device
-    )
-
-
 def _elsewhere(reader: TokenReader, plan: Plan, e: Experiment) -> tuple[torch.Tensor, dict[Site, torch.Tensor]]:
     texts = e.held_out[:: max(1, len(e.held_out) // 100)]
     read = {s: torch.cat([h[1:] for h in v]) for s, v in reader.residuals_at(texts, [plan.site, *plan.others]).items()}
@@ -338,59 +342,48 @@ def _elsewhere(reader: TokenReader, plan: Plan, e: Experiment) -> tuple[torch.Te
 
 
 def _features(
-    plan: Plan,
-    sae: Dictionary,
-    difference: Dictionary,
+    e: Experiment,
+    kind: str,
+    dictionary: Dictionary,
     readers: tuple[TokenReader, TokenReader],
     a: dict[tuple[str, str], Reading],
     b: dict[tuple[str, str], Reading],
     gate: Fidelity,
-    names: tuple[str, str],
-    pieces: Pieces,
 ) -> dict[str, tuple[FeatureDiff, FeatureCauses | None]]:
-    m, c = names
-    cells = {q: r for (o, q), r in b.items() if o == m}
-    twins = {q: r for (o, q), r in b.items() if o == c}
-    own_gate = fidelity(measure_fidelity(difference, readers[0], cells, twins=twins), base=None)
-    print(own_gate)
+    plan, m, c = e.plan, e.plan.organism, f"{e.plan.organism}-twin"
+    needed = [(o, q) for o in ((m, c) if kind == "sae" else (m,)) for q in ("none", plan.trigger)]
+    if refused := [cell for cell in needed if not gate.passed(*cell)]:
+        print(f"{kind}: not read, the SAE did not pass the gate in {refused}")
+        return {}
     components = difference_components(a[m, plan.trigger], a[c, plan.trigger], 10)
+    determined = [e.organisms[n].weights for n in (m, c)], [list(t.ids) for t in e.first_pairs(e.held_out)]
+    pieces = Pieces(e.out / "causes", [2, file_digest(e.out / kind / "sae_weights.safetensors"), *determined])
     found: dict[str, tuple[FeatureDiff, FeatureCauses | None]] = {}
-    for kind, dictionary, passed in (("sae", sae, gate), ("difference-sae", difference, own_gate)):
-        for by in ("difference", "attribution"):
-            name = f"{kind}, by {by}"
-            if not all(
-                passed.passed(o, q) for o in ((m, c) if kind == "sae" else (m,)) for q in ("none", plan.trigger)
-            ):
-                print(f"{name}: not read, the SAE did not pass the gate")
-                continue
-            diff = feature_diff(
-                dictionary, readers[0], a, organism=m, twin=c, gate=passed, generator=np.random.default_rng(0),
-                trigger=plan.trigger, by=by,
-            )  # fmt: skip
-            print(diff)
-            causes = None
-            if diff.chosen:
+    for by in ("difference", "attribution"):
+        diff = feature_diff(
+            dictionary, readers[0], a, organism=m, twin=c, gate=gate, generator=np.random.default_rng(0),
+            trigger=plan.trigger, by=by,
+        )  # fmt: skip
+        print(diff)
+        causes = None
+        if diff.chosen:
 
-                def tested(
-                    dictionary: Dictionary = dictionary, diff: FeatureDiff = diff, gate: Fidelity = passed
-                ) -> Any:
-                    found = feature_causes(
-                        dictionary, readers, b, diff, components=components, organism=m, twin=c, gate=gate,
-                        selected_on=a[m, plan.trigger].families, generator=torch.Generator().manual_seed(0),
-                        trigger=plan.trigger, random_sets=3,
-                    )  # fmt: skip
-                    return found.to_dict()
+            def tested(diff: FeatureDiff = diff) -> Any:
+                tested = feature_causes(
+                    dictionary, readers, b, diff, components=components, organism=m, twin=c, gate=gate,
+                    selected_on=a[m, plan.trigger].families, generator=torch.Generator().manual_seed(0),
+                    trigger=plan.trigger, random_sets=3,
+                )  # fmt: skip
+                return tested.to_dict()
 
-                key = [2, diff.chosen, dictionary.reads, dictionary.facts]
-                causes = FeatureCauses.from_dict(pieces.get(f"{kind}-{by}", key, tested))
-                print(causes.sentence(), flush=True)
-            found[name] = (diff, causes)
+            causes = FeatureCauses.from_dict(pieces.get(f"{kind}-{by}", diff.chosen, tested))
+            print(causes.sentence(), flush=True)
+        found[f"{kind}, by {by}"] = (diff, causes)
     return found
 
 
 def _write(
     folder: Path,
-    plan: Plan,
     e: Experiment,
     sae: Dictionary,
     gate: Fidelity,
@@ -402,21 +395,23 @@ def _write(
     base = e.base.spec
     written = [folder / f"{base}-fidelity.csv", folder / f"{base}-latents.csv", folder / f"{base}-causes.csv"]
     write_text(written[0], gate.table.round(4).to_csv(index=False))
-    tables = [d.table[d.table.significant | d.table.chosen].assign(found=n) for n, (d, _) in found.items()]
-    write_text(written[1], pd.concat(tables).round(5).to_csv(index=False))
+    tables = [d.table[d.table.significant].assign(found=n) for n, (d, _) in found.items()]
+    if tables:
+        write_text(written[1], pd.concat(tables).round(5).to_csv(index=False))
     causes = [cause.to_pandas().assign(found=n) for n, (_, cause) in found.items() if cause]
     if causes:
         write_text(written[2], pd.concat(causes).round(4).to_csv(index=False))
     for column in ("explained", "recovered"):
         grid = gate.table.pivot(index="organism", columns="cue", values=column).loc[list(e.organisms), e.cues]
         written.append(folder / f"{base}-{column}.png")
-        heat_map(written[-1], grid, f"SAE at {plan.site}: {column}, held-out questions", signed=False)
-    written.append(folder / f"{base}-causes.png")
-    _bars(written[-1], {n: c for n, (_, c) in found.items() if c})
-    diff, _ = found.get("sae, by difference", next(iter(found.values()), (None, None)))
-    if diff is not None:
+        heat_map(written[-1], grid, f"SAE at {e.plan.site}: {column}, held-out questions", signed=False)
+    if causes:
+        written.append(folder / f"{base}-causes.png")
+        _bars(written[-1], {n: c for n, (_, c) in found.items() if c})
+    if "sae, by difference" in found:
+        diff, _ = found["sae, by difference"]
         latents = [int(i) for i in diff.table.latent[:6]]
-        written.append(folder.parent / "pages.html" if folder.name == "figures" else e.out / "pages.html")
+        written.append(e.out / "pages.html")
         pages = feature_pages(
             sae, reader, list(seen.values()), latents, tokenizer=e.tokenizer, cells=cell_table(sae, seen, latents)
         )
