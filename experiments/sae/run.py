@@ -412,9 +412,11 @@ def _write(
         diff, _ = found["sae, by difference"]
         latents = [int(i) for i in diff.table.latent[:6]]
         written.append(e.out / "pages.html")
+        own, twin = (seen[o, e.plan.trigger].tokens for o in (e.plan.organism, f"{e.plan.organism}-twin"))
         pages = feature_pages(
-            sae, reader, list(seen.values()), latents, tokenizer=e.tokenizer, cells=cell_table(sae, seen, latents)
-        )
+            sae, reader, list(seen.values()), latents, tokenizer=e.tokenizer, cells=cell_table(sae, seen, latents),
+            directions={"mean difference from the twin, under the trigger": (own - twin).mean(0)},
+        )  # fmt: skip
         write_text(written[-1], pages.html())
     return written
 
