@@ -323,3 +323,27 @@ def test_a_release_is_checked_like_a_folder(monkeypatch: pytest.MonkeyPatch, tra
         load_pretrained("r", "i", site=Site("resid_post", 0))
     with pytest.raises(UserError, match="width 32, the model's are 64"):
         load_pretrained("r", "i", width=64)
+
+
+def test_the_format_before_version_6_loads_as_what_it_was(tmp_path: Path, activations: dict) -> None:
+    topk = topk_folder(tmp_path / "topk", activations[SITE])
+
+    def older(config: dict) -> None:
+        kept = {"d_in": config["d_in"], "d_sae": config["d_sae"], "dtype": "torch.float32"}
+        config.clear()
+        config |= kept | {
+            "hook_point": "blocks.2.hook_resid_post", "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 8},
+            "apply_b_dec_to_input": True, "normalize_activations": False,
+        }  # fmt: skip
+
+    old = load_dictionary(edited(topk, tmp_path / "old", older), site=SITE, width=32)
+    assert old.architecture == "topk"
+    h = activations[SITE][:20]
+    torch.testing.assert_close(old.encode(h), load_dictionary(topk).encode(h))
+    assert old.facts["k"] == 8
+
+
+def test_activations_of_another_width_are_refused(dictionary: Dictionary) -> None:
+    with pytest.raises(UserError, match=r"shape \(3, 16\) do not fit an SAE of width 32"):
+        dictionary.encode(torch.zeros(3, 16))
+    assert dictionary.encode(torch.zeros(0, 32)).shape == (0, 96)
