@@ -16,7 +16,7 @@ from condmis_interp.readers import Site
 from conftest import tiny_model
 
 SITE = Site("resid_post", 2)
-SETTINGS = SaeSettings(latents=96, k=8, tokens=60_000, batch=200, learning_rate=3e-3)
+SETTINGS = SaeSettings(latents=96, k=8, tokens=40_000, batch=200, learning_rate=3e-3)
 
 
 def random_texts(count: int, *, seed: int = 0, words: int = 40) -> list[Text]:
