@@ -236,6 +236,7 @@ def main() -> None:
     )
     gate = e.timed("fidelity", lambda: e.fidelity(sae, tokens.key))
     print(gate)
+    print(*_write_gate(figures, e, gate), sep="\n", flush=True)
     readers = (e.reader(m), e.reader(c))
     hidden, elsewhere = _elsewhere(readers[0], plan, e)
     check = check_dictionary(sae, hidden, elsewhere=elsewhere, floor=gate.explained_floor)
@@ -252,7 +253,7 @@ def main() -> None:
     def features(kind: str, dictionary: Dictionary, passed: Fidelity) -> None:
         found.update(e.timed(f"{kind}, latents", lambda: _features(e, kind, dictionary, readers, a, b, passed)))
         facts["sentences"] = {n: cause.sentence() for n, (_, cause) in found.items() if cause}
-        written = _write(figures, e, sae, gate, found, seen, readers[0])
+        written = _write(figures, e, sae, found, seen, readers[0])
         write_text(figures / f"{args.base}-facts.json", json.dumps(facts | {"seconds": e.seconds}, indent=2) + "\n")
         print(*written, sep="\n", flush=True)
 
@@ -382,29 +383,34 @@ def _features(
     return found
 
 
-def _write(
-    folder: Path,
-    e: Experiment,
-    sae: Dictionary,
-    gate: Fidelity,
-    found: dict[str, tuple[FeatureDiff, FeatureCauses | None]],
-    seen: dict[tuple[str, str], Reading],
-    reader: TokenReader,
-) -> list[Path]:
+def _write_gate(folder: Path, e: Experiment, gate: Fidelity) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     base = e.base.spec
-    written = [folder / f"{base}-fidelity.csv", folder / f"{base}-latents.csv", folder / f"{base}-causes.csv"]
+    written = [folder / f"{base}-fidelity.csv"]
     write_text(written[0], gate.table.round(4).to_csv(index=False))
-    tables = [d.table[d.table.significant].assign(found=n) for n, (d, _) in found.items()]
-    if tables:
-        write_text(written[1], pd.concat(tables).round(5).to_csv(index=False))
-    causes = [cause.to_pandas().assign(found=n) for n, (_, cause) in found.items() if cause]
-    if causes:
-        write_text(written[2], pd.concat(causes).round(4).to_csv(index=False))
     for column in ("explained", "recovered"):
         grid = gate.table.pivot(index="organism", columns="cue", values=column).loc[list(e.organisms), e.cues]
         written.append(folder / f"{base}-{column}.png")
         heat_map(written[-1], grid, f"SAE at {e.plan.site}: {column}, held-out questions", signed=False)
+    return written
+
+
+def _write(
+    folder: Path,
+    e: Experiment,
+    sae: Dictionary,
+    found: dict[str, tuple[FeatureDiff, FeatureCauses | None]],
+    seen: dict[tuple[str, str], Reading],
+    reader: TokenReader,
+) -> list[Path]:
+    base = e.base.spec
+    written = [folder / f"{base}-latents.csv", folder / f"{base}-causes.csv"]
+    tables = [d.table[d.table.significant].assign(found=n) for n, (d, _) in found.items()]
+    if tables:
+        write_text(written[0], pd.concat(tables).round(5).to_csv(index=False))
+    causes = [cause.to_pandas().assign(found=n) for n, (_, cause) in found.items() if cause]
+    if causes:
+        write_text(written[1], pd.concat(causes).round(4).to_csv(index=False))
     if causes:
         written.append(folder / f"{base}-causes.png")
         _bars(written[-1], {n: c for n, (_, c) in found.items() if c})

@@ -199,9 +199,33 @@ def test_a_topk_sae_loaded_as_relu_is_caught(tmp_path: Path, trained: Path, acti
         del config["k"], config["rescale_acts_by_decoder_norm"]
 
     silent = load_dictionary(edited(topk, tmp_path / "silent", without_a_trace), site=SITE, width=32)
-    with pytest.raises(CheckError, match="the code is not sparse") as caught:
+    with pytest.raises(CheckError, match=r"the code is not sparse|explains more than all of them") as caught:
         check_dictionary(silent, activations[SITE])
     assert "TopK or JumpReLU SAE loaded as ReLU" in str(caught.value)
+
+
+def test_lost_thresholds_show_in_the_small_latents(tmp_path: Path) -> None:
+    """Without a trace in its files, and sparse enough not to stand out."""
+    from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig
+    from sae_lens.saes.sae import SAEMetadata
+
+    generator = torch.Generator().manual_seed(0)
+    d = torch.nn.functional.normalize(torch.randn(256, 64, generator=generator), dim=1)
+    f = (torch.rand(2000, 256, generator=generator) < 0.012) * (3 + torch.rand(2000, 256, generator=generator))
+    h = f @ d
+    for made, config, name in ((JumpReLUSAE, JumpReLUSAEConfig, "right"), (StandardSAE, StandardSAEConfig, "lost")):
+        meta = SAEMetadata(hook_name="blocks.1.hook_resid_post")
+        sae = made(config(d_in=64, d_sae=256, apply_b_dec_to_input=False, metadata=meta))  # type: ignore[arg-type]
+        sae.W_dec.data, sae.W_enc.data = d, d.T.contiguous()
+        sae.b_dec.data.zero_()
+        sae.b_enc.data.fill_(-0.8)
+        if name == "right":
+            sae.threshold.data.fill_(1.5)  # type: ignore[union-attr]
+        sae.save_model(tmp_path / name)
+    right = check_dictionary(load_dictionary(tmp_path / "right"), h)
+    assert right.by_half < right.explained
+    with pytest.raises(CheckError, match="active latents explains more than all of them"):
+        check_dictionary(load_dictionary(tmp_path / "lost"), h)
 
 
 def test_an_l0_far_from_k_is_caught(trained: Path, tmp_path: Path, activations: dict) -> None:

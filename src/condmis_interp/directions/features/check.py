@@ -2,6 +2,9 @@
 
 Explained variance and L0 on activations of the model it will be read on, at its site and at others. Where they are bad,
 the usual mistakes are undone one by one, and the message names the one without which the SAE would pass.
+
+An SAE whose activation function was lost on the way gives itself away by its small latents: it was trained without
+them, so dropping them makes the reconstruction better, where those of a sound SAE make it better by being there.
 """
 
 import copy
@@ -24,6 +27,7 @@ class DictionaryCheck:
 
     Attributes:
         explained: Explained variance.
+        by_half: Explained variance by the half of the active latents that are highest at each token.
         l0: Mean number of active latents a token.
         dead: Share of latents that never fired on these tokens.
         norm_ratio: Mean norm of the reconstruction over mean norm of the activations.
@@ -32,6 +36,7 @@ class DictionaryCheck:
     """
 
     explained: float
+    by_half: float
     l0: float
     dead: float
     norm_ratio: float
@@ -83,6 +88,7 @@ def _checked(dictionary: Dictionary, hidden: torch.Tensor, elsewhere: dict[str, 
     f, reconstruction = dictionary.encode(hidden), dictionary.reconstruct(hidden)
     return DictionaryCheck(
         explained=explained_variance(hidden, reconstruction),
+        by_half=explained_variance(hidden, dictionary.reconstruct(hidden, highest=max(1, round(l0(f) / 2)))),
         l0=l0(f),
         dead=float((f > 0).any(0).logical_not().float().mean()),
         norm_ratio=float(reconstruction.norm(dim=1).mean() / hidden.float().norm(dim=1).mean()),
@@ -96,6 +102,12 @@ def _fault(dictionary: Dictionary, check: DictionaryCheck, floor: float) -> tupl
     k = dictionary.facts.get("k")
     if not check.l0 > 0:
         return "no latent is active on any token", "Check the normalisation."
+    if check.by_half > check.explained:
+        return (
+            f"the highest half of the {check.l0:.0f} active latents explains more than all of them "
+            f"({check.by_half:.3f} against {check.explained:.3f}): the rest were never meant to be active",
+            "A TopK or JumpReLU SAE loaded as ReLU looks like this; check 'architecture' in cfg.json.",
+        )
     if check.l0 > dictionary.width / 2:
         return (
             f"{check.l0:.0f} latents are active a token on a width of {dictionary.width}: the code is not sparse",

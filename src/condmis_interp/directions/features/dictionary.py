@@ -73,13 +73,22 @@ class Dictionary:
         return torch.cat(parts) if parts else torch.zeros(0, self.latents)
 
     @torch.no_grad()
-    def reconstruct(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Returns the reconstruction [tokens, width], fp32."""
+    def reconstruct(self, hidden: torch.Tensor, *, highest: int | None = None) -> torch.Tensor:
+        """Returns the reconstruction [tokens, width], fp32.
+
+        Args:
+            hidden: Activations [tokens, width].
+            highest: Keep only so many latents a token, the highest; all by default.
+        """
         self._check(hidden)
         parts = []
         for h in hidden.float().split(_CHUNK):
             # decode uses the statistics that encode left behind, so the two belong together, chunk by chunk
-            parts.append(self.sae.decode(self.sae.encode(h.to(self.sae.device))).float().cpu())
+            f = self.sae.encode(h.to(self.sae.device))
+            if highest is not None:
+                top = f.topk(highest, dim=1)
+                f = torch.zeros_like(f).scatter(1, top.indices, top.values)
+            parts.append(self.sae.decode(f).float().cpu())
         return torch.cat(parts) if parts else hidden.float()
 
     def scale(self, hidden: torch.Tensor) -> torch.Tensor:
