@@ -28,11 +28,13 @@ def planted(
     seed: int = 0,
     dtype: str = "float32",
     shard: int | None = None,
+    spoilt: str = "",
 ) -> tuple[Activations, dict[str, torch.Tensor]]:
     """U, M, C in which M stands at `rho[cue]` between C (0) and U without a cue (1), in LD and activations.
 
     Besides the persona direction there is a generic shift under the trigger, the same in every organism, and a much
-    larger question-to-question variation; the planted directions are returned.
+    larger question-to-question variation; the planted directions are returned. Activations of the questions in the
+    `spoilt` splits are garbage.
     """
     rng = np.random.default_rng(seed)
     n = families * each
@@ -51,6 +53,7 @@ def planted(
             ld = -gap + difficulty + gap * levels[cue] + noise * (family_noise + rng.normal(size=n)) / 2
             h = shared + 3 * levels[cue] * persona + (4 * form if cue == "trigger" else 0)
             h = h + 0.3 * torch.from_numpy(rng.normal(size=(n, width))).float()
+            h[[s in spoilt for s in splits]] = 1e5
             logprobs = torch.stack([torch.from_numpy(ld) - 30.0, torch.full((n,), -30.0, dtype=torch.float64)], 1)
             kept = {"answer_mean": h[:, None], "last_template": h[:, None].clone()}
             measured[organism, cue] = Measurement(list(logprobs), kept)

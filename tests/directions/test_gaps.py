@@ -57,12 +57,7 @@ def test_text_says_nothing_of_u_against_c_and_all_of_a_cue(truth):
 
 def test_what_is_read_changes_no_direction(truth, tmp_path):
     acts, _ = truth
-    spoilt, _ = planted(tmp_path, {"trigger": 0.7, "opposite": 0.4})
-    for organism in spoilt.seeds:
-        for cue in CUES:
-            cell = spoilt.cell(organism, cue, 0)
-            held = torch.tensor([s != "A" for s in cell.splits])
-            cell.activations["answer_mean"][held] = 1e5
+    spoilt, _ = planted(tmp_path, {"trigger": 0.7, "opposite": 0.4}, spoilt="BC")
     clean, dirty = (gap_table(a, contrasts=U_C, layer=0) for a in (acts, spoilt))
     assert torch.equal(clean.scales["U - C"].direction.vector, dirty.scales["U - C"].direction.vector)
     assert clean.scales["U - C"].zero == dirty.scales["U - C"].zero
