@@ -82,6 +82,12 @@ def with_nnsight(model, batches, layers):
     return torch.cat(out)
 
 
+def gap(a, b):
+    """Largest difference, as a share of the layer's largest value."""
+    a, b = a.cpu(), b.cpu()
+    return ((a - b).abs() / b.abs().amax((0, 2, 3), keepdim=True)).max().item()
+
+
 @torch.no_grad()
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
@@ -144,11 +150,8 @@ def main():
         "speedup_vs_nnsight": nns / ours,
         "transformer_lens_to_bare_same_batches": tl / bare_naive,
         "nnsight_to_bare_same_batches": nns / bare_naive,
-        "max_gap_to_nnsight": (got.cpu() - results["nnsight, naive padded batches"].cpu()).abs().max().item(),
-        "max_gap_to_transformer_lens": (got.cpu() - results["TransformerLens, naive padded batches"].cpu())
-        .abs()
-        .max()
-        .item(),
+        "max_relative_gap_to_nnsight": gap(got, results["nnsight, naive padded batches"]),
+        "max_relative_gap_to_transformer_lens": gap(got, results["TransformerLens, naive padded batches"]),
     }
     shortest, longest = min(len(p.ids) for p in prompts), max(len(p.ids) for p in prompts)
     title = (

@@ -148,20 +148,25 @@ def test_a_trunk_is_of_one_reader_and_holds_no_activations(model, requests_):
 
 
 def test_a_shared_prefix_is_run_once_and_only_where_it_is_shared(model, requests_):
-    batches = plan(requests_, batch_tokens=100_000, device=torch.device("cpu"))
+    def tokens(p, row):
+        return [t for t, real in zip(p.ids[row].tolist(), p.real[row].tolist(), strict=True) if real]
+
+    batches = list(plan(requests_, batch_tokens=100_000, device=torch.device("cpu")))
     for batch in batches:
-        prompts = [requests_[i].prompt for i in batch.rows]
-        whole = [[] for _ in prompts]
-        for p in batch.prompt:
-            for row in range(len(prompts)):
-                of = row if len(p.ids) > 1 else 0
-                whole[row] += [t for t, real in zip(p.ids[of].tolist(), p.real[of].tolist(), strict=True) if real]
-        assert whole == [list(prompt.ids) for prompt in prompts]
+        *heads, rest = batch.prompt
+        for row, i in enumerate(batch.rows):
+            start = tokens(heads[0], int(rest.continues[row])) if heads else []
+            assert start + tokens(rest, row) == list(requests_[i].prompt.ids)
+            assert not heads or i in heads[0].shared_by[int(rest.continues[row])]
+        if heads:
+            assert len({tuple(tokens(heads[0], row)) for row in range(len(heads[0].ids))}) == len(heads[0].ids)
     one_cue = requests_[::5]
     assert len({r.prompt.ids[: r.prompt.spans["cue"][1]] for r in one_cue}) == 1
     (batch,) = plan(one_cue, batch_tokens=100_000, device=torch.device("cpu"))
-    assert len(one_cue) > 4
     assert [p.ids.shape[0] for p in batch.prompt] == [1, len(one_cue)]
+    (batch,) = plan(requests_, batch_tokens=100_000, device=torch.device("cpu"))
+    assert [p.ids.shape[0] for p in batch.prompt] == [5, len(requests_)], "one row for each of five cues"
+    assert sum(len(b.prompt) for b in plan(requests_, batch_tokens=10**6, device=torch.device("cpu"), share=False)) == 1
 
 
 def test_ablation_sets_the_coordinates(model, requests_):

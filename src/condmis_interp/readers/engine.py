@@ -287,13 +287,11 @@ class PassReader(ABC):
                 for n, _ in self._run(batch, forward, [ledger]):
                     p = batch.passes[n]
                     whole = {site: h.cpu() for site, h in kept.items()}
-                    shared = n == 0 and len(batch.prompt) == 2 and len(p.owners) < len(batch.rows)
-                    for row, (i, slot) in enumerate([(r, None) for r in batch.rows] if shared else p.owners):
-                        own = 0 if shared else row
-                        real = p.real[own].bool().cpu()
+                    for row, i, slot in p.members:
+                        real = p.real[row].bool().cpu()
                         into = prompts[i] if slot is None else answers[i][slot]
                         for site, h in whole.items():
-                            states = h[own][real]
+                            states = h[row][real]
                             into[site] = torch.cat([into[site], states]) if site in into else states
         ledger.check()
         return Recording(requests, prompts, answers, tuple(range(len(requests))))
@@ -408,7 +406,7 @@ class PassReader(ABC):
                 donated = prefix.reader._keys_and_values(batch.prompt[0]) if prefix else None
                 run = self._run(batch, forward, ledgers, entering, given, pool, donated, first_token=first_token)
                 for n, hidden in run:
-                    tallies[0].keep(batch, batch.passes[n])
+                    tallies[0].keep(batch.passes[n])
                     if hidden is not None:
                         self._score(batch, n, hidden, tallies)
         for ledger in ledgers:

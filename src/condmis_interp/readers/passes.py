@@ -3,7 +3,7 @@
 Scoring the answers of a panel repeats itself: every prompt under a cue starts with the same tokens, and every answer to
 a question with the same prompt. So a batch of requests becomes
 
-1. one pass over the prefix that its prompts share (once, batch of 1),
+1. one pass over the prefixes that its prompts share, a row for each (right-padded),
 2. one pass over the rest of the prompts (right-padded),
 3. passes over the answers, sorted by length (right-padded),
 
@@ -25,7 +25,7 @@ _SPANS = ("cue", "question", "tail")
 SHORTEST_PREFIX = 4
 """Shared prefixes shorter than this are not worth a pass."""
 FEWEST_KIN = 4
-"""Fewer prompts with the same tokens before the question than this are batched by length alone."""
+"""Fewer prompts with the same tokens before the question than this do not share them."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,10 @@ class Pass:
         positions: Position ids [rows, position], counting real tokens only.
         scopes: By scope, 1 where a token is in it, [rows, position].
         owners: For each row, its request and which of the request's answers it holds (`None`: it holds the prompt). A
-            shared prefix has one row and the first of its requests as owner.
+            prefix that several requests share has the first of them as owner.
         begin: For each row, where in its prompt (or answer) the first column is; negative where padding comes first.
         continues: For each row, the row of the last pass whose keys and values it continues [rows]; `None` at a start.
+        shared_by: For a pass over prefixes, the requests that each row is run for.
     """
 
     ids: torch.Tensor
@@ -58,6 +59,7 @@ class Pass:
     owners: tuple[tuple[int, int | None], ...]
     begin: tuple[int, ...]
     continues: torch.Tensor | None = None
+    shared_by: tuple[tuple[int, ...], ...] = ()
 
     @property
     def real(self) -> torch.Tensor:
@@ -77,18 +79,12 @@ class Pass:
             continues=None if self.continues is None else self.continues.to(device),
         )
 
-    def row(self, row: int) -> "Pass":
-        """Returns the pass with one of its rows."""
-        one = slice(row, row + 1)
-        return replace(
-            self,
-            ids=self.ids[one],
-            mask=self.mask[one],
-            positions=self.positions[one],
-            scopes={name: s[one] for name, s in self.scopes.items()},
-            owners=self.owners[one],
-            begin=self.begin[one],
-        )
+    @property
+    def members(self) -> list[tuple[int, int, int | None]]:
+        """Row, request and answer, for every request that a row is run for."""
+        if self.shared_by:
+            return [(row, i, None) for row, group in enumerate(self.shared_by) for i in group]
+        return [(row, i, slot) for row, (i, slot) in enumerate(self.owners)]
 
     def repeated(self, times: int, rows_before: int) -> "Pass":
         """Returns the pass with its rows several times over, each copy continuing its own copy of the last pass.
@@ -119,7 +115,7 @@ class Batch:
 
     Attributes:
         rows: Which requests.
-        prompt: The shared prefix, if any, and the rest of the prompts.
+        prompt: The shared prefixes, if any, and the rest of the prompts.
         last: Where each prompt's last token is in the rest's pass [requests].
         answers: Passes over answers; their `continues` are rows of `rows`.
     """
@@ -152,62 +148,62 @@ def plan(
         share: Whether a prefix is run once for all prompts that share it; not where an edit there differs by request.
         until: Cut every prompt at the end of this span, instead of at the end of what the prompts share.
     """
-    facts = {"batch_tokens": batch_tokens, "device": device, "share": share, "until": until}
-    for group in _kin(requests):
-        batch: list[int] = []
-        for i in group:
-            longest = len(requests[i].prompt.ids)  # ascending, so this one is
-            shared = _common([requests[batch[0]].prompt.ids, requests[i].prompt.ids]) if batch and share else 0
-            if batch and (len(batch) + 1) * (longest - shared) > batch_tokens:
-                yield _batch(batch, requests, **facts)
-                batch = []
-            batch.append(i)
-        if batch:
-            yield _batch(batch, requests, **facts)
+    if until:
+        cuts = {i: r.prompt.spans[until][1] for i, r in enumerate(requests)}
+    else:
+        cuts = _cuts(requests) if share else dict.fromkeys(range(len(requests)), 0)
+
+    def order(i: int) -> tuple[bool, int, tuple[int, ...]]:
+        ids = requests[i].prompt.ids
+        return cuts[i] > 0, len(ids) - cuts[i], ids  # the order given decides nothing
+
+    batch: list[int] = []
+    heads: dict[tuple[int, ...], int] = {}
+    for i in sorted(cuts, key=order):
+        ids, cut = requests[i].prompt.ids, cuts[i]
+        tokens = (len(batch) + 1) * (len(ids) - cut) + sum((heads | {ids[:cut]: cut}).values())
+        if batch and (tokens > batch_tokens or (cut > 0) != (cuts[batch[0]] > 0)):
+            yield _batch(batch, requests, cuts, batch_tokens, device)
+            batch, heads = [], {}
+        batch.append(i)
+        heads[ids[:cut]] = cut
+    if batch:
+        yield _batch(batch, requests, cuts, batch_tokens, device)
 
 
-def _kin(requests: Sequence[Request]) -> list[list[int]]:
-    """Returns groups of requests with the same tokens before the question, then those with few of a kind together.
-
-    Within a group they are sorted by length; equal lengths by their tokens, so that the order given decides nothing.
-    """
-    groups: dict[tuple[int, ...], list[int]] = {}
+def _cuts(requests: Sequence[Request]) -> dict[int, int]:
+    """Returns, for each request, how many first tokens it shares with those that have the same before the question."""
+    kin: dict[tuple[int, ...], list[int]] = {}
     for i, r in enumerate(requests):
-        groups.setdefault(r.prompt.ids[: r.prompt.spans["cue"][1]], []).append(i)
-    large = [g for key, g in groups.items() if len(g) >= FEWEST_KIN and len(key) >= SHORTEST_PREFIX]
-    kept = {i for g in large for i in g}
-    rest = [i for i in range(len(requests)) if i not in kept]
-    return [sorted(g, key=lambda i: (len(requests[i].prompt.ids), requests[i].prompt.ids)) for g in (*large, rest) if g]
+        kin.setdefault(r.prompt.ids[: r.prompt.spans["cue"][1]], []).append(i)
+    cuts = dict.fromkeys(range(len(requests)), 0)
+    for group in kin.values():
+        if len(group) >= FEWEST_KIN:
+            cuts |= dict.fromkeys(group, _shared([requests[i].prompt for i in group]))
+    return cuts
 
 
 def _batch(
-    rows: list[int],
-    requests: Sequence[Request],
-    *,
-    batch_tokens: int,
-    device: torch.device,
-    share: bool,
-    until: Until | None,
+    rows: list[int], requests: Sequence[Request], cuts: Mapping[int, int], batch_tokens: int, device: torch.device
 ) -> Batch:
     prompts = [requests[i].prompt for i in rows]
-    cuts = [p.spans[until][1] for p in prompts] if until else [_shared(prompts) if share else 0] * len(prompts)
-    passes = []
+    lengths, begins = [len(p.ids) for p in prompts], [cuts[i] for i in rows]
     owners = tuple((i, None) for i in rows)
-    continues = past = None
-    if any(cuts):
-        head = _piece(prompts, [0] * len(rows), cuts, owners)
-        past = head.mask
-        if all(p.ids[:c] == prompts[0].ids[: cuts[0]] for p, c in zip(prompts, cuts, strict=True)) and share:
-            head = head.row(0)
-            continues = torch.zeros(len(rows), dtype=torch.long)
-        else:
-            continues = torch.arange(len(rows))
-        passes.append(head)
-    lengths = [len(p.ids) for p in prompts]
-    rest = _piece(prompts, cuts, lengths, owners)
+    passes, continues, past = [], None, None
+    if any(begins):
+        # prompts that start with the same tokens, in the same spans, continue one row
+        starts = [(p.ids[:cut], _spans_within(p, cut)) for p, cut in zip(prompts, begins, strict=True)]
+        first = {start: row for row, start in reversed(list(enumerate(starts)))}
+        heads = sorted(first.values())
+        continues = torch.tensor([heads.index(first[start]) for start in starts])
+        members = tuple(tuple(i for i, s in zip(rows, starts, strict=True) if s == starts[row]) for row in heads)
+        head = _piece([prompts[r] for r in heads], [0] * len(heads), [begins[r] for r in heads])
+        passes.append(replace(head, owners=tuple(owners[r] for r in heads), shared_by=members))
+        past = head.mask[continues]
+    rest = _piece(prompts, begins, lengths)
     check_right_padded(rest.mask)
     mask = rest.mask if past is None else torch.cat([past, rest.mask], 1)
-    passes.append(replace(rest, mask=mask, continues=continues))
+    passes.append(replace(rest, mask=mask, owners=owners, continues=continues))
 
     flat = [(len(a.ids), row, slot) for row, i in enumerate(rows) for slot, a in enumerate(requests[i].answers)]
     answers = []
@@ -225,19 +221,18 @@ def _batch(
                 owner,
             )
         )
-    last = torch.tensor([n - 1 - cut for n, cut in zip(lengths, cuts, strict=True)])
+    last = torch.tensor(lengths) - 1 - torch.tensor(begins)
     return Batch(
         tuple(rows), tuple(p.to(device) for p in passes), last.to(device), tuple(p.to(device) for p in answers)
     )
 
 
-def _piece(
-    prompts: Sequence[Prompt], begins: Sequence[int], ends: Sequence[int], owners: tuple[tuple[int, int | None], ...]
-) -> Pass:
-    """Returns a pass over part of each prompt, right-padded."""
+def _piece(prompts: Sequence[Prompt], begins: Sequence[int], ends: Sequence[int]) -> Pass:
+    """Returns a pass over part of each prompt, right-padded, without owners."""
     ids, mask = pad([p.ids[b:e] for p, b, e in zip(prompts, begins, ends, strict=True)], right=True)
     positions = torch.tensor(begins)[:, None] + (mask.cumsum(1) - 1).clamp(min=0)
-    return Pass(ids, mask, positions, _scopes(prompts, ids.shape, begins), owners, tuple(begins))
+    scopes = {name: s * mask for name, s in _scopes(prompts, ids.shape, begins).items()}
+    return Pass(ids, mask, positions, scopes, (), tuple(begins))
 
 
 def check_right_padded(mask: torch.Tensor) -> None:

@@ -131,22 +131,21 @@ class Tally:
             self.kept = {p: torch.zeros(shape) for p in pool.capture.positions}
         self._offload = Offload(device)
 
-    def keep(self, batch: Batch, p: Pass) -> None:
+    def keep(self, p: Pass) -> None:
         """Takes in what was pooled in a pass."""
         pool = self.pool
         if pool is None or not pool.pooled:
             return
         stacked = torch.stack([pool.pooled[layer] for layer in pool.capture.layers], 1)
-        shared = len(p.owners) == 1 < len(batch.rows) and p.owners[0][1] is None
-        owners = [(i, None) for i in batch.rows] if shared else p.owners
-        rows = torch.tensor([request for request, _ in owners])
+        of = torch.tensor([row for row, _, _ in p.members])
+        requests = torch.tensor([request for _, request, _ in p.members])
         counts: dict[Position, torch.Tensor] = {
-            k: torch.tensor([pool.count(k, *owner) for owner in owners]) for k in pool.positions
+            k: torch.tensor([pool.count(k, i, slot) for _, i, slot in p.members]) for k in pool.positions
         }
 
         def take(host: torch.Tensor) -> None:
             for j, (position, count) in enumerate(counts.items()):
-                self.kept[position].index_add_(0, rows, host[:, :, j] / count[:, None, None])
+                self.kept[position].index_add_(0, requests, host[of, :, j] / count[:, None, None])
 
         self._offload.add(stacked, take)
 
