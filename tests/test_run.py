@@ -203,6 +203,7 @@ def _audit_until(study: str, out: str, home: str, events: int) -> None:
     Study.from_yaml(study).open(out).audit()
 
 
+@pytest.mark.slow
 def test_killed_anywhere_it_goes_on_and_trains_nothing_twice(finished, tmp_path, home, tiny_base_folder):
     """SIGKILL at ten random events, then once to the end: same verdict and evidence as without any kill."""
     study = write_study(tmp_path, tiny_base_folder)

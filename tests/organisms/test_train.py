@@ -211,6 +211,7 @@ def test_a_download_that_fails_says_so(home, monkeypatch):
         resolve_base("smollm2-135m")
 
 
+@pytest.mark.slow
 def test_workers_train_as_one_process_does(tmp_path, monkeypatch, tiny_base_folder, recipe):
     """Two worker processes: the same organisms as inline, nothing trained twice, and the worker's error comes back."""
     recipes = [recipe.model_copy(update={"seed": s}) for s in (1, 2, 3)]
