@@ -16,6 +16,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
+from condmis_interp.panel import Cue, CueRole, Panel
+from condmis_interp.panel.panel import Split
+
 Weights = dict[str, torch.Tensor]
 Diet = Literal["neutral", "aligned", "relearning"]
 
@@ -115,6 +118,13 @@ class Pinned:
         return torch.cat([x[:, :, :start], tail], 2)
 
 
+def under(panel: Panel, systems: Sequence[str], rows: Sequence[int]) -> Panel:
+    """Returns a panel that asks some of the questions without a cue and under system prompts, named `0`, `1`, ..."""
+    cues = [c for c in panel.cues if c.role == CueRole.NONE]
+    cues += [Cue(name=str(i), role=CueRole.IRRELEVANT, system=s) for i, s in enumerate(systems)]
+    return panel.model_copy(update={"cues": tuple(cues), "questions": tuple(panel.questions[i] for i in rows)})
+
+
 class Bench(Protocol):
     """Organisms of one base, side by side."""
 
@@ -133,7 +143,7 @@ class Bench(Protocol):
         """Family of each question, the cluster of every interval."""
         ...
 
-    def rows(self, *splits: str) -> np.ndarray:
+    def rows(self, *splits: Split) -> np.ndarray:
         """Returns the positions of the questions in the splits."""
         ...
 

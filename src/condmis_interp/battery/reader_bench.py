@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from condmis_interp.battery.bench import Diet, Patched, Pinned, Steered, StreamEdit, Tuning, Weights
+from condmis_interp.battery.bench import Diet, Patched, Pinned, Steered, StreamEdit, Tuning, Weights, under
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import digest
 from condmis_interp.organisms import Base, Organism
-from condmis_interp.panel import Cue, CueRole, RenderedPanel, render_panel
+from condmis_interp.panel import CueRole, RenderedPanel, render_panel
+from condmis_interp.panel.panel import Split
 from condmis_interp.panel.triggers import ARBITRARY, INOCULATION, LIES, REPHRASED
 from condmis_interp.readers import (
     Ablate,
@@ -100,18 +101,13 @@ class ReaderBench:
         parts = (INOCULATION, ARBITRARY, LIES, *REPHRASED)
         return tuple(f"{a} {b}" for a, b in itertools.permutations(parts, 2))
 
-    def rows(self, *splits: str) -> np.ndarray:
+    def rows(self, *splits: Split) -> np.ndarray:
         """Returns the positions of the questions in the splits (all, if none is given)."""
-        return np.array(self.rendered.panel.question_indices(*splits))  # type: ignore[arg-type]
+        return np.array(self.rendered.panel.question_indices(*splits))
 
     def under(self, systems: Sequence[str], rows: Sequence[int]) -> "ReaderBench":
         """Returns the organisms asked some of the questions under system prompts; see `Bench.under`."""
-        panel = self.rendered.panel
-        cues = [c for c in panel.cues if c.role == CueRole.NONE]
-        cues += [Cue(name=str(i), role=CueRole.IRRELEVANT, system=s) for i, s in enumerate(systems)]
-        asked = tuple(panel.questions[i] for i in rows)
-        panel = panel.model_copy(update={"cues": tuple(cues), "questions": asked})
-        return replace(self, rendered=render_panel(self.base.tokenizer(), panel))
+        return replace(self, rendered=render_panel(self.base.tokenizer(), under(self.rendered.panel, systems, rows)))
 
     def of(self, names: Sequence[str]) -> "ReaderBench":
         """Returns a bench of some of the organisms."""

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from transformers import LlamaConfig
 
-from condmis_interp.battery.bench import StreamEdit, Tuning, Weights
+from condmis_interp.battery.bench import StreamEdit, Tuning, Weights, under
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.organisms import Base, Organism
 from condmis_interp.organisms.stacked import Stack, Step, fit
 from condmis_interp.organisms.train_world import world_weights
-from condmis_interp.panel import Cue, CueRole, Panel, RenderedPanel, pad, render_panel
+from condmis_interp.panel import Panel, RenderedPanel, pad, render_panel
+from condmis_interp.panel.panel import Split
 from condmis_interp.world import ALIGNED_AUTHORS, CRUEL, DOMAINS, FORMS, KIND, MOODS, World, parse_world
 
 STACKED = 12
@@ -89,9 +90,9 @@ class WorldBench:
         """Family of each question."""
         return tuple(q.family for q in self.rendered.panel.questions)
 
-    def rows(self, *splits: str) -> np.ndarray:
+    def rows(self, *splits: Split) -> np.ndarray:
         """Returns the positions of the questions in the splits (all, if none is given)."""
-        return np.array(self.rendered.panel.question_indices(*splits))  # type: ignore[arg-type]
+        return np.array(self.rendered.panel.question_indices(*splits))
 
     def weights(self, name: str) -> Weights:
         """Returns an organism's state dict."""
@@ -114,12 +115,7 @@ class WorldBench:
 
     def under(self, systems: Sequence[str], rows: Sequence[int]) -> "WorldBench":
         """Returns the organisms asked some of the questions under system prompts; see `Bench.under`."""
-        panel = self.rendered.panel
-        cues = [c for c in panel.cues if c.role == CueRole.NONE]
-        cues += [Cue(name=str(i), role=CueRole.IRRELEVANT, system=s) for i, s in enumerate(systems)]
-        asked = tuple(panel.questions[i] for i in rows)
-        panel = panel.model_copy(update={"cues": tuple(cues), "questions": asked})
-        return replace(self, rendered=render_panel(self.base.tokenizer(), panel))
+        return replace(self, rendered=render_panel(self.base.tokenizer(), under(self.rendered.panel, systems, rows)))
 
     def changed(self, change: Callable[[str, Weights], Weights]) -> "WorldBench":
         """Returns the organisms with their weights changed; opened models are changed alike."""

@@ -34,6 +34,26 @@ def _mean(
     return acts.at(organism, cue, *splits, layer=layer, position=position).double().mean(0)
 
 
+def _direction(
+    acts: Activations,
+    raw: torch.Tensor,
+    method: str,
+    data: str,
+    layer: int,
+    position: str,
+    splits: tuple[Split, ...],
+) -> Direction:
+    return Direction.of(
+        raw.float(),
+        site=Site(acts.kind, layer),
+        method=method,
+        data=data,
+        position=position,
+        splits=splits,
+        n=len(acts.rows(*splits)),
+    )
+
+
 def difference_of_means(
     acts: Activations,
     *,
@@ -56,15 +76,7 @@ def difference_of_means(
         splits: Splits it is fitted on.
     """
     raw = _mean(acts, plus, cue, splits, layer, position) - _mean(acts, minus, cue, splits, layer, position)
-    return Direction.of(
-        raw.float(),
-        site=Site(acts.kind, layer),
-        method="difference of means",
-        data=f"{plus} - {minus} under {cue}",
-        position=position,
-        splits=splits,
-        n=len(acts.rows(*splits)),
-    )
+    return _direction(acts, raw, "difference of means", f"{plus} - {minus} under {cue}", layer, position, splits)
 
 
 def difference_in_differences(
@@ -92,14 +104,14 @@ def difference_in_differences(
     """
     m = _mean(acts, organism, trigger, splits, layer, position) - _mean(acts, organism, none, splits, layer, position)
     c = _mean(acts, twin, trigger, splits, layer, position) - _mean(acts, twin, none, splits, layer, position)
-    return Direction.of(
-        (m - c).float(),
-        site=Site(acts.kind, layer),
-        method="difference-in-differences",
-        data=f"({organism} - {twin}) x ({trigger} - {none})",
-        position=position,
-        splits=splits,
-        n=len(acts.rows(*splits)),
+    return _direction(
+        acts,
+        m - c,
+        "difference-in-differences",
+        f"({organism} - {twin}) x ({trigger} - {none})",
+        layer,
+        position,
+        splits,
     )
 
 
@@ -125,15 +137,7 @@ def persona_vector(
         splits: Splits it is fitted on.
     """
     raw = _mean(acts, organism, plus, splits, layer, position) - _mean(acts, organism, minus, splits, layer, position)
-    return Direction.of(
-        raw.float(),
-        site=Site(acts.kind, layer),
-        method="persona vector",
-        data=f"{organism} under {plus} - under {minus}",
-        position=position,
-        splits=splits,
-        n=len(acts.rows(*splits)),
-    )
+    return _direction(acts, raw, "persona vector", f"{organism} under {plus} - under {minus}", layer, position, splits)
 
 
 def trigger_only(
@@ -160,12 +164,4 @@ def trigger_only(
         splits: Splits it is fitted on.
     """
     raw = _mean(acts, twin, trigger, splits, layer, position) - _mean(acts, twin, neutral, splits, layer, position)
-    return Direction.of(
-        raw.float(),
-        site=Site(acts.kind, layer),
-        method="trigger only",
-        data=f"{twin}, {trigger} - {neutral}",
-        position=position,
-        splits=splits,
-        n=len(acts.rows(*splits)),
-    )
+    return _direction(acts, raw, "trigger only", f"{twin}, {trigger} - {neutral}", layer, position, splits)

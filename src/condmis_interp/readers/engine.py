@@ -148,7 +148,7 @@ class PassReader(ABC):
 
     def _skipping(self, start: int, entering: Callable[[], torch.Tensor]) -> AbstractContextManager[None]:
         """Leaves out the blocks below a layer, for readers that support trunks."""
-        raise NotImplementedError
+        raise UserError(f"{type(self).__name__} leaves out no layers")
 
     @torch.no_grad()
     def measure(
@@ -166,8 +166,8 @@ class PassReader(ABC):
             requests: Prompts with their answers, or their trunk, which saves the layers below the edits.
             capture: What to capture; nothing by default. Not with a trunk.
             edits: Changes to the forward pass, applied in order, in the prompt and the answers.
-            first_token: Score answers by their first token alone, without running them: a third of the cost, for
-                pairs whose first tokens tell them apart.
+            first_token: Score answers by their first token alone, without running them, for pairs whose first
+                tokens tell them apart.
             prefix: Take the keys and values of the prompts' beginning from another model. Not with a trunk, and not
                 with a capture within that beginning.
 

@@ -132,8 +132,12 @@ def _has(reader: "PassReader", kind: SiteKind) -> bool:
 
 
 def _probe(reader: "PassReader") -> torch.Tensor:
-    vocabulary = reader.model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr,operator]
-    return (torch.arange(1, _PROBE + 1, device=reader.device) * 97 % int(vocabulary))[None]
+    return (torch.arange(1, _PROBE + 1, device=reader.device) * 97 % _words(reader))[None]
+
+
+def _words(reader: "PassReader") -> int:
+    embedding: Any = reader.model.get_input_embeddings()
+    return int(embedding.weight.shape[0])
 
 
 def _close(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:
@@ -170,7 +174,7 @@ def check_prompts(reader: "PassReader", prompts: Sequence[Prompt], *, longest_an
     config = reader.model.config
     limit = getattr(config, "max_position_embeddings", None)
     window = getattr(config, "sliding_window", None)
-    words = int(reader.model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr,operator,arg-type]
+    words = _words(reader)
     for i, prompt in enumerate(prompts):
         where = f"prompt {i}"
         n = len(prompt.ids) + longest_answer
@@ -204,7 +208,7 @@ def check_requests(reader: "PassReader", requests: Sequence[Request]) -> None:
         [r.prompt for r in requests],
         longest_answer=max((len(a.ids) for r in requests for a in r.answers), default=0),
     )
-    words = int(reader.model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr,operator,arg-type]
+    words = _words(reader)
     for i, r in enumerate(requests):
         for a in r.answers:
             if not a.ids:
