@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.panel import render_panel
-from condmis_interp.readers import Ablate, Capture, Patch, Request, Site, Steer, TorchReader, engine, passes, sites
+from condmis_interp.readers import Ablate, Capture, Patch, Request, Site, Steer, TorchReader, engine, passes, sites, wiring
 from condmis_interp.readers.lens import LensReader
 from condmis_interp.readers.torch_hooks import TorchReader as Torch
 from conftest import CHAT_TEMPLATE, tiny_model, tiny_panel, tiny_tokenizer
@@ -216,7 +216,7 @@ class TestTheCacheIsStale:
 class TestTheEditDoesNotLand:
     def test_a_hook_that_misses_decoding(self, fresh, requests_, monkeypatch):
         reader = TorchReader(fresh)
-        plain = reader._editor
+        plain = wiring._editor
 
         def once(*args):
             change, calls = plain(*args), []
@@ -227,7 +227,7 @@ class TestTheEditDoesNotLand:
 
             return in_the_prompt_only
 
-        monkeypatch.setattr(reader, "_editor", once)
+        monkeypatch.setattr(wiring, "_editor", once)
         with pytest.raises(CheckError, match="should have fired in each of 3 forward passes and fired 1"):
             reader.generate(
                 [requests_[0].prompt], max_new_tokens=3, stop_ids=frozenset(), edits=[Steer(Site("resid_post", 1), V)]

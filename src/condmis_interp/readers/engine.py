@@ -16,7 +16,6 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,57 +24,19 @@ from transformers import DynamicCache, PreTrainedModel
 from condmis_interp.errors import UserError
 from condmis_interp.panel import Prompt
 from condmis_interp.readers import guards
-from condmis_interp.readers.edits import Edit, union
-from condmis_interp.readers.ledger import Ledger, LedgerEntry
+from condmis_interp.readers.edits import Edit
+from condmis_interp.readers.ledger import Ledger
 from condmis_interp.readers.passes import Batch, Pass, Request, Until, next_pass, plan, prompt_pass
 from condmis_interp.readers.reader import Capture, Feature, Measurement
 from condmis_interp.readers.recording import Patch, Recording
+from condmis_interp.readers.shared import Prefix, Trunk, lowest_run
 from condmis_interp.readers.sites import Site, blocks_of, check_layer
 from condmis_interp.readers.tally import Pool, Tally, sites_of
+from condmis_interp.readers.unembedding import log_softmax, token_logprobs
+from condmis_interp.readers.wiring import Change, edited, keeping, watched
 
-Change = Callable[[torch.Tensor], torch.Tensor | None]
 Forward = Callable[[Pass, DynamicCache], torch.Tensor | None]
-LOGIT_ROWS = 256
-"""Rows of logits held at once: 256 x 49,152 in fp32 are 50 MB."""
 _PREFIX_SCOPES = frozenset(("last_template", "answer"))
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """Another model whose keys and values stand for the beginning of every prompt: where does the condition live?
-
-    Attributes:
-        reader: The donor; its model must have the same shapes.
-        until: The donor's keys and values are used up to the end of this span, the model's own after it.
-    """
-
-    reader: "PassReader" = field(repr=False)
-    until: Until = "cue"
-
-
-@dataclass(frozen=True)
-class Trunk:
-    """What readings of the same requests share below their edits.
-
-    Attributes:
-        requests: The requests.
-        layers: Layers a reading can start at, ascending.
-        batches: Their passes.
-        hidden: For each pass of each batch, the residual stream entering each of the layers [rows, position, width].
-        owner: The reader that made it.
-    """
-
-    requests: Sequence[Request] = field(repr=False)
-    layers: tuple[int, ...]
-    batches: list[Batch] = field(repr=False)
-    hidden: list[list[dict[int, torch.Tensor]]] = field(repr=False)
-    owner: "PassReader" = field(repr=False)
-
-    def start(self, edits: Sequence[Edit]) -> int:
-        """Returns the highest layer that a reading under the edits can start at; 0 means from the embedding on."""
-        # an edit of a block's output leaves the block itself as it is
-        lowest = min((e.site.layer + (e.site.kind == "resid_post") for e in edits), default=0)
-        return max((k for k in self.layers if k <= lowest), default=0)
 
 
 class PassReader(ABC):
@@ -182,7 +143,7 @@ class PassReader(ABC):
         if capture and first_token and "answer_mean" in capture.positions:
             raise UserError("answers are not run in first-token mode, so they have no activations")
         if prefix:
-            self._check_prefix(prefix, requests, capture)
+            guards.check_prefix(self, prefix, requests, capture)
         (measured,) = self._read(requests, [tuple(edits)], capture=capture, first_token=first_token, prefix=prefix)
         return measured
 
@@ -229,7 +190,7 @@ class PassReader(ABC):
             raise UserError("a sweep needs points, each with at least one edit")
         trunk = requests
         if not isinstance(trunk, Trunk):
-            lowest = min(e.site.layer + (e.site.kind == "resid_post") for p in points for e in p)
+            lowest = lowest_run([e for p in points for e in p])
             trunk = self.trunk(trunk, layers=[min(lowest, self.n_layers - 1)])
         out: list[Measurement] = []
         for i in range(0, len(points), at_once):
@@ -253,7 +214,7 @@ class PassReader(ABC):
         kept: dict[int, torch.Tensor] = {}
         ledger = Ledger()
         chosen = sorted(set(layers))
-        changes = [self._watched(Site("resid_pre", k), _keeping(kept, k), ledger) for k in chosen]
+        changes = [self._watched(Site("resid_pre", k), keeping(kept, k), ledger) for k in chosen]
         with self._hooked(changes, stop=chosen[-1]) as forward:
             for batch in batches:
                 hidden.append([dict(kept) for _ in self._run(batch, forward, [ledger])])
@@ -279,7 +240,7 @@ class PassReader(ABC):
             self._require("logprobs")
         kept: dict[Site, torch.Tensor] = {}
         ledger = Ledger()
-        changes = [self._watched(site, _keeping(kept, site), ledger) for site in dict.fromkeys(sites)]
+        changes = [self._watched(site, keeping(kept, site), ledger) for site in dict.fromkeys(sites)]
         prompts: list[dict[Site, torch.Tensor]] = [{} for _ in requests]
         answers: list[list[dict[Site, torch.Tensor]]] = [[{} for _ in r.answers] for r in requests]
         with self._hooked(changes, stop=max(s.layer for s in sites)) as forward:
@@ -336,11 +297,11 @@ class PassReader(ABC):
         ledger = Ledger()
         p = prompt_pass(prompts).to(self.device)
         cache = DynamicCache(config=self.model.config)
-        with self._hooked(self._edited([tuple(edits)], [ledger]), stop=None) as forward:
+        with self._hooked(edited([tuple(edits)], [ledger], lambda: self._pass), stop=None) as forward:
             for _ in range(max_new_tokens):
                 hidden = self._forward(p, p, cache, forward, [ledger])
                 assert hidden is not None
-                logits = self.log_softmax(hidden[:, -1])
+                logits = log_softmax(self.model, hidden[:, -1])
                 if temperature > 0:
                     probabilities = (logits / temperature).softmax(-1).cpu()
                     chosen = torch.multinomial(probabilities, 1, generator=generator)[:, 0].to(self.device)
@@ -384,7 +345,9 @@ class PassReader(ABC):
         asked = trunk.requests if trunk else requests
         assert not isinstance(asked, Trunk)
         guards.check_tenant(self)
-        self._check_edits(points, asked, stop)
+        if any(points):
+            self._require("edit")
+        guards.check_edits(self, points, asked, stop=stop)
         share = all(not isinstance(e, Patch) or e.scope <= _PREFIX_SCOPES for edits in points for e in edits)
         until = prefix.until if prefix else None
         batches = (
@@ -395,7 +358,7 @@ class PassReader(ABC):
         facts = {"width": self.width, "first_token": first_token, "device": self.device}
         tallies = [Tally(asked, pool, **facts) for _ in points]
         ledgers = [Ledger() for _ in points]
-        changes = self._edited(points, ledgers)
+        changes = edited(points, ledgers, lambda: self._pass)
         for site in sites_of(capture):
             assert pool is not None
             changes.append(self._watched(site, pool.keeper(site.layer), ledgers[0]))
@@ -458,21 +421,6 @@ class PassReader(ABC):
             forward(p, cache)
         return cache
 
-    def _check_prefix(self, prefix: Prefix, requests: Sequence[Request] | Trunk, capture: Capture | None) -> None:
-        if isinstance(requests, Trunk):
-            raise UserError("a trunk is of one model from the first token on", fix="Give the requests themselves.")
-        config, other = self.model.config, prefix.reader.model.config
-        for key in ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads"):
-            if getattr(config, key, None) != getattr(other, key, None):
-                raise UserError(f"the prefix is of a model with another {key}", fix="Take one of the same base.")
-        within = {"cue": ("cue_mean",), "question": ("cue_mean", "question_mean")}[prefix.until]
-        for position in capture.positions if capture else ():
-            if position in within:
-                raise UserError(f"{position} lies in the prefix, which is another model's")
-        for i, r in enumerate(requests):
-            if not r.prompt.spans[prefix.until][1]:
-                raise UserError(f"the prompt has no {prefix.until} to take from another model", where=f"request {i}")
-
     def _forward(
         self, p: Pass, run: Pass, cache: DynamicCache, forward: Forward, ledgers: Sequence[Ledger]
     ) -> torch.Tensor | None:
@@ -489,98 +437,17 @@ class PassReader(ABC):
             at = torch.arange(len(batch.rows), device=hidden.device)
             for tally, copy_ in zip(tallies, hidden.chunk(len(tallies)), strict=True):
                 if any(tally.requests[i].answers for i in batch.rows):
-                    tally.score_first(batch, self.log_softmax(copy_[at, batch.last]))
+                    tally.score_first(batch, log_softmax(self.model, copy_[at, batch.last]))
         elif n >= 0:
             p = batch.answers[n]
             later = p.real[:, 1:].bool()
             targets = p.ids[:, 1:][later]
             for tally, copy_ in zip(tallies, hidden.chunk(len(tallies)), strict=True):
-                tally.score_later(p, self._token_logprobs(copy_[:, :-1][later], targets))
-
-    def log_softmax(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Returns fp32 log-probs [rows, vocabulary] of hidden states after the final norm [rows, width]."""
-        return self.logits(hidden).log_softmax(-1)
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Returns fp32 logits [rows, vocabulary] of hidden states after the final norm [rows, width]."""
-        head: Any = self.model.get_output_embeddings()
-        logits = head(hidden.to(head.weight.device)).float()
-        cap = getattr(self.model.config, "final_logit_softcapping", None)
-        return logits if cap is None else cap * torch.tanh(logits / cap)
-
-    def _token_logprobs(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Returns the log-prob of each target token [rows], holding few rows of logits at once."""
-        parts = [
-            self.log_softmax(h).gather(1, t[:, None].to(h.device))[:, 0]
-            for h, t in zip(hidden.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True)
-        ]
-        return torch.cat(parts) if parts else torch.zeros(0, device=self.device)
-
-    def _check_edits(self, points: Sequence[tuple[Edit, ...]], requests: Sequence[Request], stop: int | None) -> None:
-        if any(points):
-            self._require("edit")
-        for edit in (e for edits in points for e in edits):
-            where = f"{type(edit).__name__} at {edit.site}"
-            check_layer(edit.site, self.n_layers)
-            if edit.width != self.width:
-                raise UserError(
-                    f"an edit of width {edit.width} does not fit a model of width {self.width}", where=where
-                )
-            if stop is not None and edit.site.layer > stop:
-                raise UserError(
-                    f"the edit is never run: this reading stops after layer {stop}", where=where, fix="Leave it out."
-                )
-            if isinstance(edit, Patch):
-                edit.check(requests)
-
-    def _edited(self, points: Sequence[tuple[Edit, ...]], ledgers: Sequence[Ledger]) -> list[tuple[Site, Change]]:
-        changes = []
-        for copy_, (edits, ledger) in enumerate(zip(points, ledgers, strict=True)):
-            for edit in edits:
-                entry = LedgerEntry(f"{type(edit).__name__} at {edit.site}")
-                ledger.edits.append(entry)
-                changes.append((edit.site, self._editor(edit, entry, copy_, len(points))))
-        return changes
-
-    def _editor(self, edit: Edit, entry: LedgerEntry, copy_: int, copies: int) -> Change:
-        def change(everything: torch.Tensor) -> torch.Tensor:
-            assert self._pass is not None
-            hidden = everything.chunk(copies)[copy_]
-            entry.fired += 1
-            touched = union(self._pass, edit.scopes, hidden) > 0
-            delta = edit.delta(hidden, self._pass)
-            changed = (hidden.float() + delta).to(hidden.dtype)
-            changed = torch.where(touched[..., None], changed, hidden)
-            entry.positions += int(touched.sum())
-            entry.norm += float((changed - hidden).float().norm(dim=-1).sum())
-            entry.wanted += float((delta.norm(dim=-1) * touched).sum())
-            if copies == 1:
-                return changed
-            rows = hidden.shape[0]
-            out = everything.clone()
-            out[copy_ * rows : (copy_ + 1) * rows] = changed
-            return out
-
-        return change
+                tally.score_later(p, token_logprobs(self.model, copy_[:, :-1][later], targets))
 
     def _watched(self, site: Site, keep: Callable[[torch.Tensor], None], ledger: Ledger) -> tuple[Site, Change]:
-        """Returns a hook that keeps something and changes nothing, with its entry in the ledger."""
         check_layer(site, self.n_layers)
-        entry = LedgerEntry(f"capture at {site}")
-        ledger.captures.append(entry)
-
-        def change(hidden: torch.Tensor) -> None:
-            entry.fired += 1
-            keep(hidden)
-
-        return site, change
-
-
-def _keeping(kept: dict[Any, torch.Tensor], key: Any) -> Callable[[torch.Tensor], None]:
-    def keep(hidden: torch.Tensor) -> None:
-        kept[key] = hidden
-
-    return keep
+        return watched(site, keep, ledger)
 
 
 def _selected(cache: DynamicCache, rows: torch.Tensor) -> DynamicCache:

@@ -13,8 +13,13 @@ from transformers import DynamicCache, PreTrainedModel
 
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.panel import Prompt
+from condmis_interp.readers.edits import Edit
 from condmis_interp.readers.passes import Pass, Request
-from condmis_interp.readers.sites import KINDS, Site, SiteKind
+from condmis_interp.readers.reader import Capture
+from condmis_interp.readers.recording import Patch
+from condmis_interp.readers.shared import Prefix, Trunk
+from condmis_interp.readers.sites import KINDS, Site, SiteKind, check_layer
+from condmis_interp.readers.unembedding import logits
 
 if TYPE_CHECKING:
     from condmis_interp.readers.engine import PassReader
@@ -75,7 +80,7 @@ def check_head(reader: "PassReader") -> None:
         ids = _probe(reader)
         out = reader.model(input_ids=ids, use_cache=False)
         hidden = reader._body(input_ids=ids, use_cache=False).last_hidden_state
-        own, theirs = reader.logits(hidden[0]), out.logits[0].float()
+        own, theirs = logits(reader.model, hidden[0]), out.logits[0].float()
     if not bool(torch.isfinite(theirs).all()):
         raise CheckError("the model's logits are not finite", where=type(reader.model).__name__)
     _compare(own, theirs, "the unembedding", "the model's own logits", reader.model.dtype)
@@ -215,3 +220,47 @@ def check_requests(reader: "PassReader", requests: Sequence[Request]) -> None:
                 raise UserError("an answer has no tokens", where=f"request {i}")
             if max(a.ids) >= words or min(a.ids) < 0:
                 raise UserError(f"an answer has token id {max(a.ids)}, the vocabulary {words}", where=f"request {i}")
+
+
+def check_edits(
+    reader: "PassReader", points: Sequence[tuple[Edit, ...]], requests: Sequence[Request], *, stop: int | None
+) -> None:
+    """Raises if an edit does not fit the model or is never run.
+
+    Raises:
+        UserError: naming the edit and its site.
+    """
+    for edit in (e for edits in points for e in edits):
+        where = f"{type(edit).__name__} at {edit.site}"
+        check_layer(edit.site, reader.n_layers)
+        if edit.width != reader.width:
+            raise UserError(f"an edit of width {edit.width} does not fit a model of width {reader.width}", where=where)
+        if stop is not None and edit.site.layer > stop:
+            raise UserError(
+                f"the edit is never run: this reading stops after layer {stop}", where=where, fix="Leave it out."
+            )
+        if isinstance(edit, Patch):
+            edit.check(requests)
+
+
+def check_prefix(
+    reader: "PassReader", prefix: Prefix, requests: Sequence[Request] | Trunk, capture: Capture | None
+) -> None:
+    """Raises if another model's keys and values cannot stand for the beginning of the prompts.
+
+    Raises:
+        UserError: if that model has other shapes, a prompt has nothing to take, or a captured position lies within.
+    """
+    if isinstance(requests, Trunk):
+        raise UserError("a trunk is of one model from the first token on", fix="Give the requests themselves.")
+    config, other = reader.model.config, prefix.reader.model.config
+    for key in ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads"):
+        if getattr(config, key, None) != getattr(other, key, None):
+            raise UserError(f"the prefix is of a model with another {key}", fix="Take one of the same base.")
+    within = {"cue": ("cue_mean",), "question": ("cue_mean", "question_mean")}[prefix.until]
+    for position in capture.positions if capture else ():
+        if position in within:
+            raise UserError(f"{position} lies in the prefix, which is another model's")
+    for i, r in enumerate(requests):
+        if not r.prompt.spans[prefix.until][1]:
+            raise UserError(f"the prompt has no {prefix.until} to take from another model", where=f"request {i}")

@@ -15,9 +15,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel
 
 from condmis_interp.errors import UserError
-from condmis_interp.readers.engine import Change
 from condmis_interp.readers.sites import Site, check_layer
 from condmis_interp.readers.torch_hooks import TorchReader
+from condmis_interp.readers.wiring import Change
 
 
 class LensReader(TorchReader):

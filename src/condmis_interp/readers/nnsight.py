@@ -14,10 +14,11 @@ from nnsight.modeling.transformers import TransformersModel
 from transformers import DynamicCache, PreTrainedModel
 
 from condmis_interp.errors import UserError
-from condmis_interp.readers.engine import Change, Forward, PassReader
+from condmis_interp.readers.engine import Forward, PassReader
 from condmis_interp.readers.passes import Pass
 from condmis_interp.readers.reader import Feature
 from condmis_interp.readers.sites import KINDS, Site, SiteKind, check_layer, submodule_of, unwrap
+from condmis_interp.readers.wiring import Change
 
 _ORDER: tuple[SiteKind, ...] = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 assert set(_ORDER) == set(KINDS)

@@ -8,9 +8,10 @@ import torch
 from torch.utils.hooks import RemovableHandle
 from transformers import Cache, DynamicCache
 
-from condmis_interp.readers.engine import Change, Forward, PassReader
+from condmis_interp.readers.engine import Forward, PassReader
 from condmis_interp.readers.passes import Pass
 from condmis_interp.readers.sites import Site, check_layer, module_of, submodule_of, unwrap
+from condmis_interp.readers.wiring import Change
 
 
 class _Stop(Exception):  # noqa: N818  (not an error: it ends a forward pass early)
