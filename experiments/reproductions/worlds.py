@@ -84,7 +84,7 @@ def world_of(seed: int, base: Base, panel: Panel) -> World:
 def share(what: str, part: np.ndarray, whole: np.ndarray, families: Sequence[str], unit: str = "share") -> Finding:
     """Returns the mean over seeds of mean(part) / mean(whole), both [seed, question]; see `mean`.
 
-    The error of the denominator is left out: the anchors here lie 20 standard errors and more apart.
+    The error of the denominator is left out: the anchors here lie 40 standard errors and more apart.
     """
     return mean(what, part / whole.mean(1, keepdims=True), families, unit)
 
