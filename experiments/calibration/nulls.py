@@ -1,0 +1,44 @@
+"""Judges replicate twins against each other, to see whether each test keeps its level.
+
+    .venv/bin/python experiments/calibration/nulls.py --out runs/calibration [--benches 1 9 17 25]
+
+The pairs are those of the benches of seeds 1 to 27, and those of benches that hold the twins of all these seeds beside
+one seed's anchors (`--benches`). Writes nulls.csv: one row for each test and part.
+"""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from condmis_interp.battery import registered
+from condmis_interp.verdict.calibration import BATTERY, CALIBRATION, DEVELOPMENT, measure_seeds, measure_twins
+from condmis_interp.verdict.nulls import null_rates, twin_pairs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/calibration"))
+    parser.add_argument("--benches", type=int, nargs="*", default=[1, 9, 17, 25])
+    args = parser.parse_args()
+    tests = registered(*BATTERY)
+    rings = [*measure_seeds(DEVELOPMENT, args.out), *measure_seeds(CALIBRATION, args.out)]
+    many = measure_twins(args.benches, (*DEVELOPMENT, *CALIBRATION), args.out)
+    pairs = {
+        "benches of one seed": twin_pairs(rings, tests),
+        "benches of all twins": twin_pairs(many, tests, of_seeds=rings, draws=400),
+    }
+    rows = [
+        {"pairs": of, "test": test, "part": part} | vars(rate)
+        for of, found in pairs.items()
+        if len(found)
+        for test, parts in null_rates(found).items()
+        for part, rate in parts.items()
+    ]
+    table = pd.DataFrame(rows)
+    table.to_csv(args.out / "nulls.csv", index=False, float_format="%.5g")
+    print(table.round(3).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
