@@ -1,16 +1,26 @@
 """Twins judged against twins: the tests keep their level, a planted difference is seen, errors count seeds."""
 
-from types import SimpleNamespace
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from condmis_interp.battery import Battery, Cast, Readings, registered
 from condmis_interp.verdict.known_cases import Measured
-from condmis_interp.verdict.nulls import _rate, null_rates, seed_of, twin_pairs
+from condmis_interp.verdict.nulls import _rate, joined, null_rates, seed_of, twin_pairs
 
 TESTS = registered("A1", "A2", "A3")
 QUESTIONS = 36
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is read of a study."""
+
+    seed: int
+    seeds: frozenset[int]
+    casts: dict[str, Cast]
+    replicates: tuple[tuple[str, ...], ...]
 
 
 def bench(seed: int, *, twins: int = 4, tau: float = 0.03, lifted: float = 0.0) -> Measured:
@@ -26,10 +36,8 @@ def bench(seed: int, *, twins: int = 4, tau: float = 0.03, lifted: float = 0.0) 
         noise = rng.normal(0, 0.05, (len(names), len(columns), QUESTIONS))
         level = np.array([drift[n] for n in names])[:, None, None]
         readings[test.id] = Readings(names, columns, 14 * (level + noise), np.arange(QUESTIONS))
-    casts = {"m": Cast(group[0], group[1], "u", "cu")}
-    study = SimpleNamespace(
-        seed=seed, seeds=frozenset(int(seed_of(n)) for n in group), casts=casts, replicates=(group,)
-    )
+    seeds = frozenset(int(seed_of(n)) for n in group)
+    study = Bench(100 * seed, seeds, {"m": Cast(group[0], group[1], "u", "cu")}, (group,))
     families = tuple(f"f{i}" for i in range(QUESTIONS))
     return Measured(study, Battery(readings, {}, families))  # type: ignore[arg-type]
 
@@ -65,7 +73,20 @@ def test_the_drift_is_that_of_benches_without_the_two():
     """A bench whose twins lie far apart would explain its own distance, were its drift used."""
     calm = [bench(s) for s in range(1, 9)]
     pairs = twin_pairs([*calm, bench(50, tau=0.5)], TESTS[:1], draws=10)
-    assert (pairs[pairs.bench == 50].p < 0.05).mean() > 0.3
+    assert (pairs[pairs.bench == 5000].p < 0.05).mean() > 0.3
+
+
+def test_twins_of_two_benches_are_judged_on_both_with_their_own_readings():
+    benches = [bench(s) for s in (1, 2, 3)]
+    found = joined(benches)
+    assert found[0].study.replicates == (("C.s100", "C.s200"), ("C.s100", "C.s300"))
+    for m in found:
+        for test in ("A1", "A2", "A3"):
+            for a in (100, 200, 300):
+                own = benches[a // 100 - 1].battery.readings[test].at(f"C.s{a}")
+                assert (m.battery.readings[test].at(f"C.s{a}") == own).all()
+    pairs = twin_pairs(found, TESTS, of_seeds=[bench(s) for s in (4, 5, 6)], draws=10)
+    assert len(pairs) == 3 * 2 * 2 * 3  # benches, pairs, orders, tests
 
 
 def test_pairs_that_share_seeds_count_less():

@@ -28,13 +28,16 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from condmis_interp.battery import Test, judge
+from condmis_interp.battery import Battery, Test, judge
 from condmis_interp.progress import progress
 from condmis_interp.stats import Drift
 from condmis_interp.verdict.drifts import drifts_of, pooled
 from condmis_interp.verdict.known_cases import Measured
 
 DRAWS = 1000
+ALONE = ("A1", "A2", "A3", "V1")
+"""Tests that read an organism by itself, so that twins of two benches may be judged against each other. The others read
+it along the bench's U (R1), its second U (W1) or in its twin's later blocks (C1)."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,32 @@ def twin_pairs(
                         rows.append(about | {"p": e.p} | p_of | {"void": e.void})
             step()
     return pd.DataFrame(rows)
+
+
+def joined(measured: Sequence[Measured]) -> list[Measured]:
+    """Returns every bench with the other benches' twins on it, each paired with its own twin of the same recipe.
+
+    The benches' replicates are of the same recipes in the same order; a bench's own twin has its seed in its name.
+    Readings of the tests in `ALONE` alone are kept.
+    """
+    own = [
+        [next(n for n in group if seed_of(n) == str(m.study.seed)) for group in m.study.replicates] for m in measured
+    ]
+    found = []
+    for k, m in enumerate(measured):
+        readings = {}
+        for test in (t for t in ALONE if t in m.battery.readings):
+            r = m.battery.readings[test]
+            names, values = list(r.names), [r.values]
+            for j, other in enumerate(measured):
+                if j != k:
+                    names += own[j]
+                    values += [other.battery.readings[test].at(n)[None] for n in own[j]]
+            readings[test] = replace(r, names=tuple(names), values=np.concatenate(values))
+        pairs = tuple((a, b) for j, others in enumerate(own) if j != k for a, b in zip(own[k], others, strict=True))
+        study = replace(m.study, replicates=pairs)
+        found.append(Measured(study, Battery(readings, m.battery.crashed, m.battery.families)))
+    return found
 
 
 def null_rates(pairs: pd.DataFrame, *, level: float = 0.05) -> dict[str, dict[str, Rate]]:
