@@ -1,7 +1,7 @@
 """Measuring: every test on every organism of a bench, resumable; a test that crashes stops none of the others."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -75,7 +75,7 @@ class Battery:
         if len(drawn) < 4:  # too few of a search's questions were drawn
             return readings, [self.families[i] for i in readings.rows]
         columns = [k for k, _ in drawn]
-        sampled = Readings(readings.names, readings.columns, readings.values[:, :, columns], readings.rows[columns])
+        sampled = replace(readings, values=readings.values[:, :, columns], rows=readings.rows[columns])
         return sampled, [name for _, name in drawn]
 
 
