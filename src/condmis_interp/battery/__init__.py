@@ -1,9 +1,11 @@
 """The battery room: the tests, each giving evidence."""
 
-from condmis_interp.battery import expression, patching, readout, revival, weights
+from condmis_interp.battery import doses, expression, patching, perturbation, readout, revival, subspace, weights
+from condmis_interp.battery.audit_ablation import Ablation, ablation
+from condmis_interp.battery.audit_doses import DoseResponse, dose_response
 from condmis_interp.battery.behaviour import BehaviourGrid, behaviour, untriggered, worst_cue
-from condmis_interp.battery.bench import Bench, Patched, Pinned, Steered, Tuning
-from condmis_interp.battery.causal import Ablation, DoseResponse, LayerChoice, ablation, choose_layer, dose_response
+from condmis_interp.battery.bench import Bench, Borrowed, Patched, Pinned, Steered, Tuning
+from condmis_interp.battery.causal import LayerChoice, choose_layer
 from condmis_interp.battery.evidence import Evidence, evidence_table
 from condmis_interp.battery.gates import ASSAY, assay_failures, twin_failure
 from condmis_interp.battery.judging import Cast, judge, replicate_drift
@@ -19,6 +21,7 @@ __all__ = [
     "Battery",
     "BehaviourGrid",
     "Bench",
+    "Borrowed",
     "Cast",
     "DoseResponse",
     "Evidence",
@@ -38,16 +41,19 @@ __all__ = [
     "behaviour",
     "choose_layer",
     "dose_response",
+    "doses",
     "evidence_table",
     "expression",
     "judge",
     "measure",
     "patching",
+    "perturbation",
     "readout",
     "register",
     "registered",
     "replicate_drift",
     "revival",
+    "subspace",
     "survey",
     "twin_failure",
     "untriggered",

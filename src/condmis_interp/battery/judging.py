@@ -108,6 +108,20 @@ def judge(
     Raises:
         CheckError: if a search picks and is judged on questions of one family.
     """
+    found = _judged(test, readings, cast, families, delta, drifts, rng, draws)
+    return replace(found, void=found.void or readings.void, controls=found.controls | dict(readings.notes))
+
+
+def _judged(
+    test: Test,
+    readings: Readings,
+    cast: Cast,
+    families: Sequence[Hashable],
+    delta: float,
+    drifts: Mapping[str, Drift],
+    rng: np.random.Generator,
+    draws: int,
+) -> Evidence:
     anchors = cast.anchors(test)
     if anchors is None:
         return missing(test, cast, "the study has no locked organism (role S), the anchor of revival")

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -76,7 +76,7 @@ class Battery:
         drawn = columns[columns >= 0]
         if len(np.unique(drawn)) < 4:  # all, or too few of a search's questions were drawn
             return readings, [self.families[i] for i in readings.rows]
-        sampled = Readings(readings.names, readings.columns, readings.values[:, :, drawn], readings.rows[drawn])
+        sampled = replace(readings, values=readings.values[:, :, drawn], rows=readings.rows[drawn])
         return sampled, [f for f, k in zip(labels, columns, strict=True) if k >= 0]
 
 
