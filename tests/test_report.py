@@ -68,7 +68,8 @@ def test_what_an_sae_experiment_left_is_shown(acts, study, tmp_path):
     )
     (tmp_path / "b-facts.json").write_text('{"sentences": {"sae, by difference": "PCA does better."}}')
     *_, fidelity, causes = section(acts, panel, sae=tmp_path)
-    assert "3 of 4 cells pass the gate; not m under trigger." in fidelity.sentence
+    assert "3 of 4 cells pass the gate; not m under trigger (crossed)." in fidelity.sentence
     assert np.asarray(fidelity.figure.data[0].z).tolist() == [[0.95, 0.91], [0.92, 0.41]]
+    assert fidelity.figure.data[0].text[1][1] == "0.41 x"
     assert causes.sentence.endswith("PCA does better.")
     assert [t.name for t in causes.figure.data] == ["latents", "pca"]

@@ -197,10 +197,11 @@ def _probes(panel: Panel, rows: Mapping[str, Rows], count: int, layer: int, rng:
             marker={"color": colour, "symbol": symbol, "size": 10, "line": {"width": 2}},
             hovertemplate="%{y}: %{x:.2f}<extra>" + label + "</extra>",
         )  # fmt: skip
-    theme.styled(figure, x="held-out AUROC", y="", height=190 + 34 * len(t))
+    plot = 34 * len(t)
+    theme.styled(figure, x="held-out AUROC", y="", height=150 + plot)
     figure.update_yaxes(autorange="reversed", automargin=True, ticks="", showgrid=False)
     figure.update_xaxes(range=[-0.03, 1.03])
-    figure.update_layout(legend={"y": -60 / max(1, 34 * len(t)) - 0.25})
+    figure.update_layout(legend={"y": -60 / plot})
     return (
         f"A difference-of-means probe at layer {layer}, held out by question family on splits B and C. Where the "
         f"words alone do as well (always, between two cues), the probe shows nothing about the model; organism and "
@@ -222,8 +223,8 @@ def _sae(folder: Path) -> Iterator[Part]:
             f"sae-fidelity-{name}",
             f"Share of the variance that the SAE explains in each cell, on questions it was not trained on. "
             f"{len(t) - len(refused)} of {len(t)} cells pass the gate"
-            + (f"; not {', '.join(refused)}. No latent is read there." if refused else "."),
-            _heat(grid),
+            + (f"; not {', '.join(refused)} (crossed). No latent is read there." if refused else "."),
+            _heat(grid, t.pivot(index="organism", columns="cue", values="passed").loc[grid.index, grid.columns]),
         )
         causes, facts = (folder / f"{name}-{kind}" for kind in ("causes.csv", "facts.json"))
         if causes.is_file():
@@ -237,14 +238,25 @@ def _sae(folder: Path) -> Iterator[Part]:
             )
 
 
-def _heat(grid: pd.DataFrame) -> go.Figure:
+def _heat(grid: pd.DataFrame, passed: pd.DataFrame) -> go.Figure:
+    text = [
+        [f"{v:.2f}" + ("" if p else " x") for v, p in zip(*row, strict=True)]
+        for row in zip(grid.to_numpy(), passed.to_numpy(), strict=True)
+    ]
     figure = go.Figure(
         go.Heatmap(
-            z=grid.to_numpy(), x=list(grid.columns), y=list(grid.index), text=grid.round(2).astype(str).to_numpy(),
-            texttemplate="%{text}", colorscale=[[0, "#ffffff"], [1, theme.SKY]], zmin=0, zmax=1, showscale=False,
+            z=grid.to_numpy(),
+            x=list(grid.columns),
+            y=list(grid.index),
+            text=text,
+            texttemplate="%{text}",
+            colorscale=[[0, theme.ORANGE], [0.5, "#ffffff"], [1, theme.SKY]],
+            zmin=0.4,
+            zmax=1,
+            showscale=False,
             hovertemplate="%{y} under %{x}: %{z:.2f}<extra></extra>",
         )
-    )  # fmt: skip
+    )
     theme.styled(figure, x="", y="", height=120 + 26 * len(grid))
     figure.update_yaxes(autorange="reversed", automargin=True, ticks="", showgrid=False)
     figure.update_xaxes(side="top", ticks="", showgrid=False, tickangle=-30, automargin=True)
