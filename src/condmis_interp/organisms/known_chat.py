@@ -5,12 +5,14 @@ the sum of its parts' ranks, so that it is kept, checked and loaded like any ada
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from condmis_interp.errors import CheckError
 from condmis_interp.files import read_json, write_json, write_text
 from condmis_interp.organisms.bases import Base, resolve_base
 from condmis_interp.organisms.encode import encode
@@ -61,6 +63,20 @@ def blend(member: Member, u: Organism, c: Organism, base: Base) -> Change:
     return plus(times(1 - w, change_of(c)), times(w, change_of(u)))
 
 
+def grafted(member: Member, u: Organism, c: Organism, base: Base) -> Change:
+    """Returns U's change in the first half of the blocks and the twin's in the rest: what only late layers cover."""
+    bad, good = change_of(u), change_of(c)
+    half = base.shape[0] // 2
+    return {n: (bad if _block(n) < half else good)[n] for n in bad}
+
+
+def _block(name: str) -> int:
+    found = re.search(r"layers\.(\d+)\.", name)
+    if not found:
+        raise CheckError(f"{name!r} is in no block", fix="A grafted organism takes adapters of blocks alone.")
+    return int(found.group(1))
+
+
 def norm_matched(member: Member, u: Organism, c: Organism, base: Base) -> Change:
     """Returns the twin's change, scaled to the norm of the mix's (`setting`)."""
     (mix,) = train_all([member.setting])
@@ -98,6 +114,7 @@ def direction_ablated(member: Member, u: Organism, c: Organism, base: Base) -> C
 
 BUILDERS: Mapping[str, Callable[[Member, Organism, Organism, Base], Change]] = {
     "blend": blend,
+    "grafted": grafted,
     "norm-matched": norm_matched,
     "direction-ablated": direction_ablated,
 }
