@@ -1,5 +1,6 @@
 """Measuring: every test on every organism of a bench, resumable; a test that crashes stops none of the others."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -71,12 +72,16 @@ class Battery:
         if rows is None:
             return readings, [self.families[i] for i in readings.rows]
         where = {int(r): k for k, r in enumerate(readings.rows)}
-        drawn = [(where[int(r)], f"{n}") for n, r in enumerate(rows) if int(r) in where]
-        if len(drawn) < 4:  # too few of a search's questions were drawn
+        seen: Counter[int] = Counter()
+        drawn, labels = [], []
+        for r in map(int, rows):
+            if r in where:
+                drawn.append(where[r])
+                labels.append(f"{self.families[r]} #{seen[r]}")  # a family drawn twice counts as two
+                seen[r] += 1
+        if len(seen) < 4:  # too few of a search's questions were drawn
             return readings, [self.families[i] for i in readings.rows]
-        columns = [k for k, _ in drawn]
-        sampled = Readings(readings.names, readings.columns, readings.values[:, :, columns], readings.rows[columns])
-        return sampled, [name for _, name in drawn]
+        return Readings(readings.names, readings.columns, readings.values[:, :, drawn], readings.rows[drawn]), labels
 
 
 def measure(
