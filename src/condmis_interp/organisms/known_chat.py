@@ -31,8 +31,11 @@ _PROMPTS = 64
 
 
 def change_of(organism: Organism) -> Change:
-    """Returns what an organism's adapter changes."""
-    (folder,) = organism.adapters
+    """Returns what an organism's adapters change, together; nothing for a base as it is."""
+    return plus(*(_change_in(folder) for folder in organism.adapters))
+
+
+def _change_in(folder: Path) -> Change:
     config = read_json(folder / "adapter_config.json")
     stored = load_file(folder / "adapter_model.safetensors")
     scale = config["lora_alpha"] / config["r"]
@@ -41,10 +44,11 @@ def change_of(organism: Organism) -> Change:
 
 
 def plus(*changes: Change) -> Change:
-    """Returns the sum of changes to the same matrices, as one of the sum of their ranks."""
+    """Returns the sum of changes to the same matrices, as one of the sum of their ranks; nothing for no changes."""
     return {
-        n: (torch.cat([c[n][0] for c in changes]), torch.cat([c[n][1] for c in changes], 1)) for n in changes[0]
-    }  # fmt: skip
+        n: (torch.cat([c[n][0] for c in changes]), torch.cat([c[n][1] for c in changes], 1))
+        for n in (changes[0] if changes else ())
+    }
 
 
 def times(factor: float, change: Change) -> Change:
@@ -52,9 +56,22 @@ def times(factor: float, change: Change) -> Change:
     return {n: (a, factor * b) for n, (a, b) in change.items()}
 
 
+def inner(one: Change, other: Change) -> float:
+    """Returns the inner product over the matrices of both: <B A, B' A'> = tr((B^T B') (A' A^T)), in fp64."""
+    pairs = ((*one[n], *other[n]) for n in one if n in other)
+    return sum(
+        float(((b.double().T @ d.double()) * (a.double() @ c.double().T)).sum()) for a, b, c, d in pairs
+    )  # fmt: skip
+
+
 def norm(change: Change) -> float:
-    """Returns the Frobenius norm over all matrices: |B A|^2 = tr((B^T B) (A A^T))."""
-    return sum(float(((b.T @ b) * (a @ a.T)).sum()) for a, b in change.values()) ** 0.5
+    """Returns the Frobenius norm over all matrices."""
+    return inner(change, change) ** 0.5
+
+
+def early(change: Change, blocks: int) -> Change:
+    """Returns what is changed in the first half of the blocks."""
+    return {n: c for n, c in change.items() if _block(n) < (blocks + 1) // 2}
 
 
 def blend(member: Member, u: Organism, c: Organism, base: Base) -> Change:
