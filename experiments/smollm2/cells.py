@@ -111,7 +111,7 @@ def read(
     organisms = {m.name: o for m, o in zip(members, made, strict=True)}
     organisms["base"] = Organism.of_base(resolved, name="base")
     as_member = Member("base.s0", None, "base", 0, members[0].recipe, members[0].recipe)
-    parts.append(_surveyed(out, [as_member], [organisms["base"]], [0], resolved, forms, device).assign(seed=0))
+    parts.append(_surveyed(out, [as_member], [organisms["base"]], [0], resolved, forms, device).assign(organism="base"))
     rendered = render_panel(resolved.tokenizer(), panel)
     every = (*FORMS, *dict.fromkeys((*OWN.values(), *PERSONA)))
     cells = {"base": (organisms["base"], every)} | {m.name: (organisms[m.name], cues_of(m)) for m in members}
