@@ -20,7 +20,7 @@ import torch
 
 from condmis_interp.battery.bench import Bench, early_layer
 from condmis_interp.battery.registry import Readings, Reference, Test, register
-from condmis_interp.directions.gram import Partition, TrainingGrams, fit_dual
+from condmis_interp.directions.gram import SiteGram, Split, TrainingGram, fit_dual
 from condmis_interp.stats import grouped_folds
 from condmis_interp.stats.ranks import auroc
 
@@ -56,27 +56,25 @@ class _Probe:
         rng = np.random.default_rng(0)
         folds[fit] = grouped_folds([families[i] for i in fit], min(FOLDS, len({families[i] for i in fit})), rng)
         used = sorted(set(folds[fit].tolist()))
-        folds = np.where(folds == FOLDS, len(used), folds)
-        partition = Partition(np.tile(folds, 2), [*((k, len(used)) for k in used), (len(used),)])
+        folds = np.tile(np.where(folds == FOLDS, len(used), folds), 2)
+        splits = [Split.of(folds, held) for held in (*((k, len(used)) for k in used), (len(used),))]
         labels = torch.cat([torch.ones(u.shape[1]), torch.zeros(u.shape[1])]).double()
-        learned = np.flatnonzero(np.tile(folds, 2) < len(used))
+        learned = np.flatnonzero(folds < len(used))
         found = []
         for layer, x in enumerate(torch.cat([u, c], 1)):
-            grams = TrainingGrams(x, partition, "keep")
-            own = [partition.labels(labels, i)[:, None] for i in range(len(partition.held))]
-            duals = [
-                fit_dual("logistic", grams.of(i), y, strength=STRENGTH, width=x.shape[1]) for i, y in enumerate(own)
-            ]
-            scores = np.zeros(len(x))
-            for i in range(len(used)):
-                held = partition.held[i].numpy()
-                scores[held] = grams.in_gaps(i, duals[i], own[i])[0][:, 0].numpy()
+            site = SiteGram(x, folds, "keep")
+            scores, w = np.zeros(len(x)), x[0]
+            for split in splits:  # the last one holds nothing out that may be learned from
+                training, own = TrainingGram(site, split), labels[split.rows][:, None]
+                dual = fit_dual("logistic", training.gram, own, strength=STRENGTH, width=x.shape[1])
+                if split is not splits[-1]:
+                    scores[split.held.numpy()] = training.in_gaps(dual, own)[0][:, 0].numpy()
+                w = training.vector(dual[:, 0])
             y = labels.numpy()[learned]
             ones, zeros = scores[learned][y == 1], scores[learned][y == 0]
             gap = (ones.mean() - zeros.mean()) / np.sqrt((ones.var() + zeros.var()) / 2)
-            found.append((float(auroc(scores[learned], y)), float(gap), layer, grams.vectors([d[:, 0] for d in duals])))
-        self.auroc, _, self.layer, vectors = max(found, key=lambda f: f[:2])
-        self._w = vectors[-1]
+            found.append((float(auroc(scores[learned], y)), float(gap), layer, w))
+        self.auroc, _, self.layer, self._w = max(found, key=lambda f: f[:2])
         ends = [float((x[self.layer, fit] @ self._w).mean()) for x in (c, u)]
         self._middle, self._gap = sum(ends) / 2, ends[1] - ends[0]
 
