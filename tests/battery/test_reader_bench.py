@@ -51,7 +51,10 @@ def both(tmp_path_factory):
     return stacked, single
 
 
-@pytest.mark.parametrize("test", ["A2", "R1", "R2", "C1", "C2k", "C4", "V3", "W2"])
+_LONG = [pytest.param(i, marks=pytest.mark.slow) for i in ("C2k", "C4")]  # a model is loaded for every reading
+
+
+@pytest.mark.parametrize("test", ["A2", "R1", "R2", "C1", "V3", "W2", *_LONG])
 def test_every_test_agrees_with_the_stacked_bench(both, test, monkeypatch):
     monkeypatch.setattr(subspace, "CONTROLS", 1)
     stacked, single = both
