@@ -20,6 +20,7 @@ from condmis_interp.verdict import (
     decide,
     predictive_value,
     reference,
+    reliability,
     stability,
     told,
 )
@@ -34,6 +35,7 @@ from condmis_interp.verdict.tables import (
     curves,
     operating,
     per_test,
+    reliabilities,
     summary,
     worth,
 )
@@ -269,6 +271,28 @@ def test_predictive_value_is_read_from_the_worst_family(judged):
     assert predictive_value(table, "removed", without="locked") == pytest.approx(clean)
     assert predictive_value(table, "inconclusive") == 1.0
     assert confidence({"removed": 0.5}, table, "removed") <= 0.5
+
+
+def test_reliability_counts_right_answers_by_confidence():
+    scored = [(0.55, False), (0.6, True), (0.93, True), (0.94, True), (1.0, True)]
+    low, mid, high = reliability(scored)
+    assert (low["from"], low["count"], low["n"]) == (0.5, 1, 2)
+    assert (mid["confidence"], mid["share"]) == (0.935, 1.0)
+    assert (high["to"], high["n"]) == (1.0, 1)
+    assert mid["low"] == pytest.approx(0.025**0.5)  # exact: two of two
+
+
+def test_confidences_are_scored_on_other_families_and_say_nothing_of_graded_ones(measured):
+    judged = judge_all(measured[:4], delta=0.2, draws=50, resamples=5)
+    table = summary(judged, seeds=range(4, 8), delta=0.2)
+    found = reliabilities(judged, table)
+    known = [j for j in judged if j.truth != "graded" and j.decision.answer != "inconclusive"]
+    assert sum(b["n"] for b in found["all"]) == len(known)
+    assert sum(b["count"] for b in found["all"]) == len(known)  # planted plainly: all are right
+    wrong = [replace(j, truth="suppressed") if j.family == "twin" else j for j in judged]
+    assert sum(b["n"] - b["count"] for b in reliabilities(wrong, table)["removed"]) == sum(
+        j.family == "twin" and j.decision.answer == "removed" for j in judged
+    )
 
 
 def test_a_plan_is_not_changed_after_the_data_was_seen(tmp_path):

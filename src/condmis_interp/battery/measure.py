@@ -54,6 +54,7 @@ class Battery:
             draws: Its sign flips.
             rows: Questions of the panel to use, with repeats for a bootstrap; all by default.
         """
+        labels = self.families if rows is None else _clusters(self.families, rows)
         found = []
         for test in tests:
             if test.id in self.crashed:
@@ -61,27 +62,32 @@ class Battery:
             elif test.id not in self.readings:
                 found.append(missing(test, cast, "it was not run"))
             else:
-                readings, families = self._sample(test, rows)
+                readings, families = self._sample(test, rows, labels)
                 found.append(
                     judge(test, readings, cast, families=families, delta=delta, drifts=drifts, rng=rng, draws=draws)
                 )
         return found
 
-    def _sample(self, test: Test, rows: np.ndarray | None) -> tuple[Readings, list[str]]:
+    def _sample(self, test: Test, rows: np.ndarray | None, labels: Sequence[str]) -> tuple[Readings, list[str]]:
         readings = self.readings[test.id]
-        if rows is None:
+        where = np.full(len(self.families), -1)
+        where[readings.rows] = np.arange(len(readings.rows))
+        columns = np.full(0, -1) if rows is None else where[rows]
+        drawn = columns[columns >= 0]
+        if len(np.unique(drawn)) < 4:  # all, or too few of a search's questions were drawn
             return readings, [self.families[i] for i in readings.rows]
-        where = {int(r): k for k, r in enumerate(readings.rows)}
-        seen: Counter[int] = Counter()
-        drawn, labels = [], []
-        for r in map(int, rows):
-            if r in where:
-                drawn.append(where[r])
-                labels.append(f"{self.families[r]} #{seen[r]}")  # a family drawn twice counts as two
-                seen[r] += 1
-        if len(seen) < 4:  # too few of a search's questions were drawn
-            return readings, [self.families[i] for i in readings.rows]
-        return Readings(readings.names, readings.columns, readings.values[:, :, drawn], readings.rows[drawn]), labels
+        sampled = Readings(readings.names, readings.columns, readings.values[:, :, drawn], readings.rows[drawn])
+        return sampled, [f for f, k in zip(labels, columns, strict=True) if k >= 0]
+
+
+def _clusters(families: Sequence[str], rows: np.ndarray) -> list[str]:
+    """Returns the cluster of each drawn question: its family, one that is drawn twice counting as two."""
+    seen: Counter[int] = Counter()
+    labels = []
+    for r in map(int, rows):
+        labels.append(f"{families[r]} #{seen[r]}")
+        seen[r] += 1
+    return labels
 
 
 def measure(

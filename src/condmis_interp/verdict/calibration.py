@@ -134,7 +134,8 @@ def judge_all(
         delta: Margin.
         rows: Questions to use; all by default.
         draws: Sign flips of max-T.
-        resamples: Bootstrap samples of question families for each organism's stability; none by default.
+        resamples: Bootstrap samples of question families for the stability of each answer that can be right or wrong
+            (graded organisms have no right one, *inconclusive* claims nothing); none by default.
         step: Called after each organism.
     """
     tests, found = registered(*BATTERY), []
@@ -149,8 +150,9 @@ def judge_all(
         for case in m.study.cases:
             member, tested = case.member, open_[case.member.name][0]
             gates = gates_of(case, m, {part: open_[n][1].answer for part, n in case.assay.items()}, delta)
+            decision = decide(tested, gates)
             shares: Mapping[Answer, float] = {}
-            if resamples:
+            if resamples and member.truth != "graded" and decision.answer != "inconclusive":
                 shares = stability(
                     m.battery,
                     m.study.casts[member.name],
@@ -167,7 +169,7 @@ def judge_all(
                     str(member.truth),
                     member.family,
                     member.seed,
-                    decide(tested, gates),
+                    decision,
                     tuple(tested),
                     member.setting if member.family == "blend" else None,
                     shares,

@@ -8,13 +8,18 @@ drift is that of benches that hold neither of the two.
 Where a worst cue counts, the rule asks for two things, a level above the bound *and* a rise over no cue; `level` and
 `rise` are the rates of each alone. Both together can only be rarer.
 
-Pairs that share a seed are not independent: the error of a rate is a jackknife over seeds (all pairs with a seed left
-out; it errs upwards, Efron & Stein 1981), and its interval is Clopper and Pearson's at the number of independent pairs
-with that error (Korn & Graubard 1998).
+Pairs that share a seed are not independent. With e_d the residual of ordered pair d, the variance of a rate over n
+pairs of S seeds is the dyadic-robust one (Aronow, Samii & Assenova 2015),
+
+    V = S / (S - 1) / n^2 * [sum_i (sum_{d with i} e_d)^2 - sum_{i, j} (sum_{d of i and j} e_d)^2]
+
+over seeds i and unordered pairs of seeds i, j, and at least that of those pairs as clusters; the interval is Clopper
+and Pearson's at the number of independent pairs with that variance (Korn & Graubard 1998).
 """
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,13 +28,16 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from condmis_interp.battery import Test, judge
+from condmis_interp.battery import Battery, Test, judge
 from condmis_interp.progress import progress
 from condmis_interp.stats import Drift
 from condmis_interp.verdict.drifts import drifts_of, pooled
 from condmis_interp.verdict.known_cases import Measured
 
 DRAWS = 1000
+ALONE = ("A1", "A2", "A3", "V1")
+"""Tests that read an organism by itself, so that twins of two benches may be judged against each other. The others read
+it along the bench's U (R1), its second U (W1) or in its twin's later blocks (C1)."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,32 @@ def twin_pairs(
     return pd.DataFrame(rows)
 
 
+def joined(measured: Sequence[Measured]) -> list[Measured]:
+    """Returns every bench with the other benches' twins on it, each paired with its own twin of the same recipe.
+
+    The benches' replicates are of the same recipes in the same order; a bench's own twin has its seed in its name.
+    Readings of the tests in `ALONE` alone are kept.
+    """
+    own = [
+        [next(n for n in group if seed_of(n) == str(m.study.seed)) for group in m.study.replicates] for m in measured
+    ]
+    found = []
+    for k, m in enumerate(measured):
+        readings = {}
+        for test in (t for t in ALONE if t in m.battery.readings):
+            r = m.battery.readings[test]
+            names, values = list(r.names), [r.values]
+            for j, other in enumerate(measured):
+                if j != k:
+                    names += own[j]
+                    values += [other.battery.readings[test].at(n)[None] for n in own[j]]
+            readings[test] = replace(r, names=tuple(names), values=np.concatenate(values))
+        pairs = tuple((a, b) for j, others in enumerate(own) if j != k for a, b in zip(own[k], others, strict=True))
+        study = replace(m.study, replicates=pairs)
+        found.append(Measured(study, Battery(readings, m.battery.crashed, m.battery.families)))
+    return found
+
+
 def null_rates(pairs: pd.DataFrame, *, level: float = 0.05) -> dict[str, dict[str, Rate]]:
     """Returns every test's rate of rejection between twins, by test and part (`p`, `p_level`, `p_rise`).
 
@@ -125,16 +159,17 @@ def null_rates(pairs: pd.DataFrame, *, level: float = 0.05) -> dict[str, dict[st
 
 
 def _rate(rejected: np.ndarray, seeds: Sequence[tuple[str, str]]) -> Rate:
-    names = sorted({s for pair in seeds for s in pair})
-    share, n = float(rejected.mean()), len(names)
-    of = np.array([[s in pair for pair in seeds] for s in names])
-    left = np.array([rejected[~own].mean() for own in of if not own.all()])
-    variance = (len(left) - 1) / len(left) * float(((left - left.mean()) ** 2).sum()) if len(left) > 1 else math.nan
-    unordered = len(rejected) / 2
-    if 0 < share < 1 and variance > 0:
-        effective = min(share * (1 - share) / variance, unordered)
-    else:
-        effective = min(n / 2, unordered)  # nothing varies: as many pairs as share no seed
+    share = float(rejected.mean())
+    of_seed: Counter[str] = Counter()
+    of_pair: Counter[frozenset[str]] = Counter()
+    for residual, pair in zip(rejected - share, seeds, strict=True):
+        of_pair[frozenset(pair)] += residual
+        for seed in pair:
+            of_seed[seed] += residual
+    n, between = len(of_seed), sum(e**2 for e in of_pair.values())
+    variance = max(sum(e**2 for e in of_seed.values()) - between, between) * n / (n - 1) / len(rejected) ** 2
+    effective = share * (1 - share) / variance if variance > 0 else n / 2  # if nothing varies: pairs that share no seed
+    effective = min(effective, len(of_pair))
     hits = share * effective
     low = float(stats.beta.ppf(0.025, hits, effective - hits + 1)) if hits > 0 else 0.0
     high = float(stats.beta.ppf(0.975, hits + 1, effective - hits)) if hits < effective else 1.0
