@@ -47,8 +47,11 @@ def grid(answers: pd.DataFrame, cues: Iterable[str], questions: list[str]) -> tu
     return tuple(whole.index), whole.to_numpy().reshape(len(whole), -1, len(questions))
 
 
-def batteries(cells: Cells, cases: list[ChatCase]) -> dict[str, Battery]:
-    """Returns the readings of each case: A2 under the forms and the case's own cue, R1 along its scale's U."""
+def batteries(cells: Cells, cases: list[ChatCase]) -> tuple[dict[str, Battery], dict[str, Battery]]:
+    """Returns the readings of each case: A2 under the forms and the case's own cue, R1 along its scale's U.
+
+    The second is the same with A2 under the forms alone, which the later seeds' twins were asked too.
+    """
     questions = [q.id for q in cells.rendered.panel.questions]
     families = tuple(q.family for q in cells.rendered.panel.questions)
     rows = np.arange(len(questions))
@@ -68,12 +71,13 @@ def batteries(cells: Cells, cases: list[ChatCase]) -> dict[str, Battery]:
         asked, values = grid(cells.answers, cues, questions)
         a2[own] = Readings(asked, cues, values, rows)
     r1 = {c.cast.unmitigated: readout(cells, c, names) for c in cases}
-    found = {}
+    found, forms = {}, {}
     for case in cases:
         own = OWN.get(case.member.kind) if case.member.seed == 1 else None
         readings = {"A1": a1, "A2": a2[own], "R1": r1[case.cast.unmitigated], "W1": w1}
         found[case.member.name] = Battery(readings, {}, families)
-    return found
+        forms[case.member.name] = Battery({**readings, "A2": a2[None]}, {}, families)
+    return found, forms
 
 
 def readout(cells: Cells, case: ChatCase, names: tuple[str, ...]) -> Readings:
@@ -179,21 +183,22 @@ def main() -> None:
     cells = read(args.out, base=args.base, seeds=seeds, twins_only=twins, device=args.device)
 
     cases = chat_cases(cells.members)
-    found, groups = batteries(cells, cases), replicates(cells.members)
-    facts: dict[str, Any] = {"groups": groups, "assay_seed": 1, "delta": RULE.delta}
+    (found, forms), groups = batteries(cells, cases), replicates(cells.members)
+    facts: dict[str, Any] = {"groups": groups, "assay_seed": 1, "delta": RULE.delta, "drift_from": forms}
     judged = judge_cases(
         cases, found, registered(*RUN), without=NOT_RUN, rng=np.random.default_rng([1, 1]), **facts
     )  # fmt: skip
     known = [j for j in judged if j.truth != "None"]
     others = [j for j in judged if j.truth == "None"]
     more = searched(cells, cases, found)
+    facts_of_search: dict[str, Any] = facts | {"drift_from": searched(cells, cases, forms)}
     with_search = judge_cases(
         [c for c in cases if c.member.name in more], more, registered(*RUN, "A3"),
-        without=NOT_RUN - {"A3"}, rng=np.random.default_rng([1, 2]), **facts,
+        without=NOT_RUN - {"A3"}, rng=np.random.default_rng([1, 2]), **facts_of_search,
     )  # fmt: skip
 
     first = next(c for c in cases if c.member.name == "mixing-20.s1")
-    drifts = drifts_for(first, found[first.member.name], registered(*RUN), groups)
+    drifts = drifts_for(first, forms[first.member.name], registered(*RUN), groups)
     result = summary(known, seeds=seeds, delta=RULE.delta) | {
         "tests": list(RUN),
         "without": sorted(NOT_RUN),
@@ -238,9 +243,8 @@ def searched_alone(judged: list[Judged]) -> list[Judged]:
 
 def wider(cases: list[ChatCase], found: dict[str, Battery], facts: dict[str, Any]) -> dict[str, list[str]]:
     """Returns what the rule says at a margin of 0.3, by truth, gates left open."""
-    judged = judge_cases(
-        cases, found, registered(*RUN), without=NOT_RUN, rng=np.random.default_rng([1, 3]), **(facts | {"delta": 0.3})
-    )  # fmt: skip
+    at: dict[str, Any] = facts | {"delta": 0.3}
+    judged = judge_cases(cases, found, registered(*RUN), without=NOT_RUN, rng=np.random.default_rng([1, 3]), **at)
     answers: dict[str, list[str]] = {}
     for j in judged:
         if j.truth != "None":

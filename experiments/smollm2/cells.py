@@ -38,7 +38,7 @@ TRAINED = ("u", "u-twin", "mixing-20", "mixing-20-twin")
 """Recipes of the later seeds."""
 ARITHMETIC = ("norm-matched", "gated", "direction-ablated", "grafted", "blend-25", "blend-50", "blend-75")
 """Their constructions, which train nothing."""
-TWINS_ONLY = ("u-twin", "mixing-20-twin")
+TWINS_ONLY = ("u-twin",)
 """What is trained of a seed that is there for the drift alone."""
 
 

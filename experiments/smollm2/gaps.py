@@ -59,7 +59,7 @@ def _state(low: float, high: float) -> str:
     return "apart" if low > 0 or high < 0 else "open"
 
 
-def draw(path: Path, table: pd.DataFrame, organisms: list[str]) -> None:
+def draw(path: Path, table: Any, organisms: list[str]) -> None:
     """Draws the differences from the twin as two heat maps; bold where the interval does not hold 0."""
     figure = Figure(figsize=(11.5, 1.7 + 0.23 * len(organisms)), layout="constrained")
     for ax, direction in zip(figure.subplots(1, 2, sharey=True), CONTRASTS, strict=True):

@@ -36,6 +36,7 @@ def test_it_is_the_cosine_of_merged_weights_over_the_first_half_of_the_blocks(tm
     assert found["gated"] == found["u"] != found["other"]
     assert found["other"] > 0.1 > -0.1 > found["other-twin"]
 
-    late = {k: w + (torch.ones_like(w) if "layers.1." in k else 0) for k, w in bench.weights("u").items()}
+    last = f"layers.{base.shape[0] - 1}."
+    late = {k: w + (torch.ones_like(w) if last in k else 0) for k, w in bench.weights("u").items()}
     moved = ReaderBench(("u",), organisms, base, bench.rendered, altered={"u": late})
     assert w1.measure(moved, reference).at("u")[0, 0] == pytest.approx(found["u"], abs=1e-4)  # late blocks do not count

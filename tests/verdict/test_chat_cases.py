@@ -82,7 +82,7 @@ def planted(level=0.0, *, spread=0.02, shift=None):
     return Battery(whole, {}, FAMILIES)
 
 
-def judged(battery, without=NOT_RUN):
+def judged(battery: Battery, without=NOT_RUN):
     found = judge_cases(
         list(CASES.values()), dict.fromkeys(CASES, battery), TESTS, groups=replicates(MEMBERS), assay_seed=1, delta=0.2,
         without=without, rng=np.random.default_rng(0), draws=50,
@@ -129,3 +129,14 @@ def test_an_organism_takes_no_part_in_its_own_drift():
     assert (own.df, own.variance < 0.01) == (2, True)
     other = drifts_for(CASES["styled.s1"], far, TESTS, groups)["A1"]
     assert (other.df, other.variance > 0.5) == (3, True)
+
+
+def test_a_twin_that_a_test_was_not_run_on_is_left_out_of_its_drift():
+    battery = planted()
+    r = battery.readings["R1"]
+    kept = [i for i, n in enumerate(r.names) if n != "mixing-20-twin.s2"]
+    fewer = Readings(tuple(r.names[i] for i in kept), r.columns, r.values[kept], r.rows)
+    found = drifts_for(
+        CASES["styled.s1"], Battery({**battery.readings, "R1": fewer}, {}, FAMILIES), TESTS, replicates(MEMBERS)
+    )  # fmt: skip
+    assert (found["R1"].df, found["A1"].df) == (2, 3)

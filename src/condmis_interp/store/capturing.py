@@ -114,6 +114,6 @@ def _manifest(
         positions=capture.positions,
         width=base.shape[1],
         dtype=store_dtype,
-        weights={name: organism.weights for name, (organism, _) in cells.items()},
+        weights={f"{name}.s0": organism.weights for name, (organism, _) in cells.items()},
         shards=tuple(shards),
     )

@@ -98,13 +98,16 @@ def replicates(members: Sequence[Member]) -> list[list[str]]:
 def drifts_for(
     case: ChatCase, battery: Battery, tests: Sequence[Test], groups: Sequence[Sequence[str]]
 ) -> dict[str, Drift]:
-    """Returns the drift of every test on the case's scale, from the replicate twins without the organism itself."""
-    rest = [[n for n in group if n != case.member.name] for group in groups]
+    """Returns the drift of every test on the case's scale, from the replicate twins without the organism itself.
+
+    A twin that a test was not run on tells it nothing.
+    """
     found = {}
     for test in tests:
-        anchors = case.cast.anchors(test)
-        if anchors is not None and test.id in battery.readings:
-            found[test.id] = replicate_drift(test, battery.readings[test.id], rest, anchors)
+        anchors, readings = case.cast.anchors(test), battery.readings.get(test.id)
+        if anchors is not None and readings is not None:
+            there = set(readings.names) - {case.member.name}
+            found[test.id] = replicate_drift(test, readings, [[n for n in g if n in there] for g in groups], anchors)
     return found
 
 
@@ -119,6 +122,7 @@ def judge_cases(
     without: frozenset[str],
     rng: np.random.Generator,
     draws: int = 1000,
+    drift_from: Mapping[str, Battery] | None = None,
 ) -> list[Judged]:
     """Judges every case, with the gates of the run.
 
@@ -133,11 +137,13 @@ def judge_cases(
         without: The rule's tests that were not run.
         rng: Source of randomness for max-T.
         draws: Its sign flips.
+        drift_from: Readings by case that the drift is estimated on, where twins of other seeds were not asked all that
+            the case was; `batteries` by default.
     """
     tested: dict[str, list[Evidence]] = {}
     for case in cases:
         battery = batteries[case.member.name]
-        drifts = drifts_for(case, battery, tests, groups)
+        drifts = drifts_for(case, (drift_from or batteries)[case.member.name], tests, groups)
         tested[case.member.name] = battery.evidence(
             case.cast, tests, delta=delta, drifts=drifts, rng=rng, draws=draws
         )  # fmt: skip
