@@ -15,7 +15,19 @@ from transformers import DynamicCache
 
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.panel import render_panel
-from condmis_interp.readers import Ablate, Capture, Patch, Request, Site, Steer, TorchReader, engine, passes, sites, wiring
+from condmis_interp.readers import (
+    Ablate,
+    Capture,
+    Patch,
+    Request,
+    Site,
+    Steer,
+    TorchReader,
+    engine,
+    passes,
+    sites,
+    wiring,
+)
 from condmis_interp.readers.lens import LensReader
 from condmis_interp.readers.torch_hooks import TorchReader as Torch
 from conftest import CHAT_TEMPLATE, tiny_model, tiny_panel, tiny_tokenizer

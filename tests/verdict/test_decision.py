@@ -10,12 +10,12 @@ from scipy import stats
 
 from condmis_interp.battery import Evidence, assay_failures, twin_failure
 from condmis_interp.stats import anchored_ratio
-from condmis_interp.verdict import DECISION_RULE, Gate, decide
+from condmis_interp.verdict import RULE, Gate, decide
 
 FAMILY = {"A1": "behaviour", "A2": "behaviour", "A3": "behaviour", "R1": "readout", "C1": "causal", "V1": "revival"} | {
     "W1": "weights"
 }
-PRIMARY = DECISION_RULE.primary
+PRIMARY = RULE.primary
 
 
 def evidence(test: str, rho: float, se: float = 0.03, *, delta: float = 0.2, void: str = "") -> Evidence:

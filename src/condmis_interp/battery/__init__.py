@@ -1,12 +1,13 @@
 """The battery room: the tests, each giving evidence."""
 
 from condmis_interp.battery import expression, patching, readout, revival, weights
-from condmis_interp.battery.behaviour import BehaviourGrid, behaviour, untriggered, worst_cue
+from condmis_interp.battery.behaviour import BehaviourGrid, behaviour
 from condmis_interp.battery.bench import Bench, Patched, Pinned, Steered, Tuning
+from condmis_interp.battery.captured import CapturedBench, Gated
 from condmis_interp.battery.causal import Ablation, DoseResponse, LayerChoice, ablation, choose_layer, dose_response
 from condmis_interp.battery.evidence import Evidence, evidence_table
 from condmis_interp.battery.gates import ASSAY, assay_failures, twin_failure
-from condmis_interp.battery.judging import Cast, judge, replicate_drift
+from condmis_interp.battery.judging import Cast, judge, missing, replicate_drift
 from condmis_interp.battery.measure import Battery, measure
 from condmis_interp.battery.reader_bench import ReaderBench
 from condmis_interp.battery.registry import Readings, Reference, Test, register, registered
@@ -19,9 +20,11 @@ __all__ = [
     "Battery",
     "BehaviourGrid",
     "Bench",
+    "CapturedBench",
     "Cast",
     "DoseResponse",
     "Evidence",
+    "Gated",
     "LayerChoice",
     "Patched",
     "Pinned",
@@ -42,6 +45,7 @@ __all__ = [
     "expression",
     "judge",
     "measure",
+    "missing",
     "patching",
     "readout",
     "register",
@@ -50,7 +54,5 @@ __all__ = [
     "revival",
     "survey",
     "twin_failure",
-    "untriggered",
     "weights",
-    "worst_cue",
 ]
