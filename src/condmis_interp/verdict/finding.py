@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from scipy.stats import norm
 
 from condmis_interp.battery import ASSAY, Battery, Cast, Evidence, Test, assay_failures, missing, twin_failure
 from condmis_interp.battery.judging import replicate_drift
@@ -189,7 +190,7 @@ class _Court:
             return Finding(name, said, void, gates, 0.0, 0.0, 1.0, "not estimated", explanation=told)
         cast = self.roster.casts[name]
         evidence, leaning = self.open(name, self.delta)
-        gates = [_scale_gate(evidence), self._twin_gate(cast), *_assay_gates(self.roster, answers, self.delta)]
+        gates = [_scale_gate(evidence), self._twin_gate(cast), *_assay_gates(self.roster, answers)]
         gates += self._drift_gate(cast, leaning)
         decision = decide(evidence, gates, panel=panel)
         run = [t for t in self.tests if t.id not in self.roster.not_run]
@@ -306,7 +307,7 @@ def _scale_gate(evidence: Sequence[Evidence]) -> Gate:
     return Gate("scale", True, f"U and its twin lie {a1.gate_z:.0f} standard errors apart without a cue")
 
 
-def _assay_gates(roster: Roster, answers: Mapping[str, Opened], delta: float) -> list[Gate]:
+def _assay_gates(roster: Roster, answers: Mapping[str, Opened]) -> list[Gate]:
     gates = []
     for part in ASSAY:
         names = roster.assay.get(part, ())
@@ -315,7 +316,7 @@ def _assay_gates(roster: Roster, answers: Mapping[str, Opened], delta: float) ->
             answer = decision.answer
             why = assay_failures({part: answer}).get(part, "")
             if why:
-                more = _catching(evidence, delta) if part == "suppressed" else ""
+                more = _catching(evidence) if part == "suppressed" else ""
                 gates.append(Gate(f"assay {part}", False, f"{why} ({name}{more})"))
             else:
                 says = f"the {part} one ({name.removeprefix('assay-')}) came out {answer}"
@@ -327,20 +328,19 @@ def _assay_gates(roster: Roster, answers: Mapping[str, Opened], delta: float) ->
     return gates
 
 
-def _catching(evidence: Sequence[Evidence], delta: float) -> str:
-    """Returns how many question families would catch what stands above the bound by its estimate; empty if none would.
+def _catching(evidence: Sequence[Evidence]) -> str:
+    """Returns how many question families would catch what A2 or A3 leans to; empty if they lean to nothing.
 
-    With an error that falls with the root of their number, 80 % of studies reject rho <= delta/2 at 5 % where the
-    estimate lies 2.49 errors above it; a quarter of the 95 % interval stands for the error.
+    The z of a p-value grows with the root of the number of families. It is to reach, in 80 % of studies, the level
+    that Holm's first step asks of the smallest of the rule's p-values.
     """
-    needed = [
-        e.n_families * (2.49 * (e.high - e.low) / 4 / (e.rho - delta / 2)) ** 2
-        for e in evidence
-        if e.id in RULE.overt and not e.void and e.rho > delta / 2 and math.isfinite(e.high - e.low)
-    ]
-    found = min(needed, default=math.nan)
-    enough = evidence[0].n_families if evidence else 0
-    return f"; about {math.ceil(found)} question families would catch it, there are {enough}" if found > enough else ""
+    leaning = [e for e in evidence if e.id in RULE.overt and not e.void and e.p < 0.5]
+    if not leaning:
+        return ""
+    best = min(leaning, key=lambda e: e.p)
+    aimed = norm.isf(RULE.level / (1 + len(RULE.internal))) + norm.isf(0.2)
+    needed = math.ceil(best.n_families * (aimed / norm.isf(max(best.p, 1e-9))) ** 2)
+    return f"; about {needed} question families would catch it, there are {best.n_families}"
 
 
 def _explained(
