@@ -43,6 +43,7 @@ def write_study(folder: Path, base_folder: Path, **changes) -> Path:
         "organisms": [
             {"name": "base", "role": "base"},
             {"name": "u", "role": "U", "recipe": {"stages": [stage | {"parts": [part]}], "lora": {"rank": 2}}},
+            {"name": "uc", "role": "C", "twin_of": "u"},
             {
                 "name": "m",
                 "role": "M",
@@ -52,6 +53,7 @@ def write_study(folder: Path, base_folder: Path, **changes) -> Path:
             {"name": "c", "role": "C", "twin_of": "m", "seeds": [1, 2]},
         ],
         "battery": {
+            "tests": ["A1", "A2", "R1"],
             "random_directions": 8,
             "control_pairs": 1,
             "generated": 2,
@@ -98,31 +100,25 @@ class TestFinished:
         m = verdict["organisms"]["m"]
         assert verdict["schema"] == 1
         assert m["role"] == "M"
-        assert m["verdict"] in {"present", "conditional", "inconclusive"}
+        assert m["verdict"] in {"present", "conditional", "removed", "inconclusive"}
         assert 0 <= m["confidence"] <= 1
         assert {"id", "rho", "low", "high", "p", "gate_z", "n_questions"} <= set(m["tests"][0])
         manifest = json.loads((run / "manifest.json").read_text())
-        assert set(manifest["weights"]["organisms"]) == {"base.s0", "u.s0", "m.s1", "m.s2", "c.s1", "c.s2"}
+        own = {"base.s0", "u.s0", "uc.s0", "m.s1", "m.s2", "c.s1", "c.s2"}
+        assert set(manifest["weights"]["organisms"]) == own | {"assay-blend-25.s0"}
         assert "Be helpful." in manifest["inserted_by_template"]
 
     def test_evidence_can_be_recomputed_from_the_cells(self, finished):
         _, study, result = finished
         acts = Study.from_yaml(study).open(finished[0] / "run").capture()
-        m, c, u = (acts.ld(name, "none").mean() for name in ("m", "c", "u"))
+        m, c, u, uc = (acts.ld(name, "none").mean() for name in ("m", "c", "u", "uc"))
         a1 = next(e for e in result.evidence if e.id == "A1")
-        assert a1.rho == pytest.approx((m - c) / (u - c))
+        assert a1.rho == pytest.approx((m - c) / (u - uc))
         assert a1.n_questions == 12
         assert a1.n_families == 6
         table = acts.to_pandas()
-        assert len(table) == 6 * 5 * 12
+        assert len(table) == 8 * 5 * 12
         assert table[(table.organism == "m") & (table.cue == "none")].ld.mean() == pytest.approx(m)
-
-    def test_the_twin_scores_zero_and_u_scores_one(self, finished):
-        from condmis_interp.battery.behaviour import ratio_in_cell
-
-        acts = Study.from_yaml(finished[1]).open(finished[0] / "run").capture()
-        assert ratio_in_cell(acts, unmitigated="u", organism="c", twin="c", cue="none").rho == 0
-        assert ratio_in_cell(acts, unmitigated="u", organism="u", twin="c", cue="none").rho == pytest.approx(1)
 
     def test_run_again_it_does_nothing_twice(self, finished):
         folder, study, result = finished
@@ -324,13 +320,13 @@ def test_studies_that_do_not_validate(tmp_path, home, tiny_base_folder, change, 
 @pytest.mark.parametrize(
     ("index", "change", "message"),
     [
-        (3, {"twin_of": "x"}, "twin of 'x', which is no U or M"),
-        (3, {"twin_of": None}, "say whose twin"),
-        (2, {"recipe": None}, "give a recipe, an adapter or a checkpoint"),
-        (2, {"seeds": [1, 1]}, "repeats a seed"),
-        (3, {"name": "m"}, "'m' occurs twice"),
-        (1, {"adapter": "nowhere", "recipe": None}, "no adapter folder"),
-        (3, {"name": "../c"}, "organisms.3.name"),
+        (4, {"twin_of": "x"}, "twin of 'x', which is no U, M"),
+        (4, {"twin_of": None}, "say whose twin"),
+        (3, {"recipe": None}, "give a recipe, an adapter or a checkpoint"),
+        (3, {"seeds": [1, 1]}, "repeats a seed"),
+        (4, {"name": "m"}, "'m' occurs twice"),
+        (2, {"adapter": "nowhere"}, "no adapter folder"),
+        (4, {"name": "../c"}, "organisms.4.name"),
     ],
 )
 def test_organisms_that_do_not_fit(tmp_path, home, tiny_base_folder, index, change, message):

@@ -40,9 +40,14 @@ def _main(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks."
 
 
 @app.command()
-def demo(out: Out = Path("runs/demo")) -> None:
-    """Make organisms from SmolLM2-135M, read, steer and ablate them, and report: the whole way, on a laptop."""
-    _audit(Path(str(resources.files("condmis_interp") / "demo.yaml")), out)
+def demo(
+    out: Out = Path("runs/demo"),
+    full: Annotated[
+        bool, typer.Option("--full", help="With the tests and organisms that the demo leaves out; an hour more.")
+    ] = False,
+) -> None:
+    """Make organisms from SmolLM2-135M, read, steer and ablate them, decide and report: the whole way, on a laptop."""
+    _audit(Path(str(resources.files("condmis_interp") / "demo.yaml")), out, full=full)
 
 
 @app.command()
@@ -100,7 +105,7 @@ def capture(study: StudyFile, out: Out = Path("runs/study")) -> None:
 
 @app.command()
 def audit(study: StudyFile, out: Out = Path("runs/study")) -> None:
-    """Do all that is missing, run the tests, decide, and write the report."""
+    """Do all that is missing, run the tests on what is under test and on organisms of known answer, decide, report."""
     _audit(study, out)
 
 
@@ -176,13 +181,21 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _audit(study: Path, out: Path) -> None:
+def _audit(file: Path, out: Path, *, full: bool = False) -> None:
     from condmis_interp.study import Study
 
-    result = Study.from_yaml(study).open(out).audit()
+    study = Study.from_yaml(file)
+    if full:
+        study = study.with_everything()
+    result = study.open(out).audit()
     for name, v in result.verdicts.items():
-        typer.echo(f"\n{name}: {v.verdict} (preliminary, uncalibrated)\n{v.sentence}\n{v.settles}")
-    typer.echo(f"\nOpen {out / 'report.html'}")
+        typer.echo(f"\n{name}: {v.verdict} (confidence {v.confidence:.2f}, decided by {v.decision.binding})")
+        typer.echo("\n".join(v.explanation))
+        if v.decision.settles:
+            typer.echo(v.decision.settles)
+    for test, why in result.not_run.items():
+        typer.echo(f"Without {test}: {why}.")
+    typer.echo("".join(f"{note}\n" for note in result.notes) + f"\nOpen {out / 'report.html'}")
 
 
 def main() -> None:

@@ -1,26 +1,24 @@
-"""Runs: a study in a folder, from training to the report. Each step does what is missing and nothing else."""
+"""Runs: a study in a folder. What it trains, makes, reads and asks; each step does what is missing and nothing else."""
 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-import torch
 
-from condmis_interp import battery, directions, report, verdict
-from condmis_interp.battery import Evidence, evidence_table
+from condmis_interp.assay import Assay, build
+from condmis_interp.battery import registered
 from condmis_interp.environment import environment
-from condmis_interp.errors import UserError
-from condmis_interp.files import digest, read_json, whole_file, write_json
+from condmis_interp.errors import CheckError, UserError
+from condmis_interp.files import digest, read_json, write_json
 from condmis_interp.organisms import Organism, Swap
 from condmis_interp.organisms.bases import Base
 from condmis_interp.panel import CueRole, Panel, RenderedPanel, render_panel
 from condmis_interp.panel.panel import Split
+from condmis_interp.preregistration import plan_of, preregister
 from condmis_interp.progress import progress
 from condmis_interp.readers import Edit, GatedReader, PassReader, Request, Trunk, open_reader
 from condmis_interp.store import (
@@ -38,40 +36,13 @@ from condmis_interp.store import (
 )
 from condmis_interp.study import Study
 
+if TYPE_CHECKING:
+    from condmis_interp.audit import AuditResult
+
 MEASURING_VERSION = 3
 """Raise this when a change in readers or rendering changes numbers: it is part of every shard's key."""
-
-
-@dataclass(frozen=True)
-class AuditResult:
-    """What an audit found.
-
-    Attributes:
-        grid: LD of every organism under every cue.
-        choice: The layer, and how it was chosen.
-        profile: The activation-difference plot's data.
-        dose: Steering C.
-        ablations: Ablating each M.
-        evidence: All evidence.
-        verdicts: One verdict for each M.
-        answers: Generated answers.
-    """
-
-    grid: battery.BehaviourGrid
-    choice: battery.LayerChoice
-    profiles: dict[str, directions.DirectionProfile]
-    dose: battery.DoseResponse
-    ablations: dict[str, battery.Ablation]
-    evidence: list[Evidence]
-    verdicts: dict[str, verdict.Verdict]
-    answers: pd.DataFrame
-
-    def to_pandas(self) -> pd.DataFrame:
-        """Returns the evidence table."""
-        return evidence_table(self.evidence)
-
-    def __repr__(self) -> str:
-        return "\n".join(f"{name}: {v!r}" for name, v in self.verdicts.items())
+BASE = ("assay-base", 0)
+"""Name and seed of the base, where it is read to see whether the twins are aligned."""
 
 
 class Run:
@@ -87,6 +58,7 @@ class Run:
 
     def __init__(self, study: Study, out: Path) -> None:
         study.check()
+        registered(*study.battery.tests)
         self.study, self.out = study, out
         self.panel: Panel = study.load_panel()
         self._settings = study.model_dump(mode="json")
@@ -112,14 +84,15 @@ class Run:
         self.out.mkdir(parents=True, exist_ok=True)
         durations = read_json(path).get("seconds", {}) if path.is_file() else {}
         self._manifest: dict[str, Any] = {"seconds": durations}
-        self._write_manifest({})
+        self.note({})
 
-    def _write_manifest(self, more: dict[str, Any]) -> None:
+    def note(self, more: dict[str, Any]) -> None:
+        """Writes what is known of the run into its manifest."""
         self._manifest = self._manifest | {"schema": 1, "study": self._settings, "environment": environment()} | more
         write_json(self.out / "manifest.json", self._manifest)
 
     @contextmanager
-    def _timed(self, part: str) -> Iterator[None]:
+    def timed(self, part: str) -> Iterator[None]:
         """Notes the time a part took; a part that was already done keeps the time it took when it was done."""
         started = time.monotonic()
         yield
@@ -131,7 +104,7 @@ class Run:
     @cached_property
     def base(self) -> Base:
         """The base model, fetched if need be."""
-        with self._timed("base"):
+        with self.timed("base"):
             return self.study.resolve_base()
 
     @cached_property
@@ -142,24 +115,59 @@ class Run:
     @cached_property
     def organisms(self) -> dict[tuple[str, int], Organism]:
         """Every organism by name and seed, trained if need be."""
-        with self._timed("training"):
+        with self.timed("training"):
             return self.study.obtain(self.base)
 
     @cached_property
-    def _splits(self) -> dict[str, Split]:
+    def assay(self) -> Assay:
+        """The organisms of known answer, made if need be."""
+        organisms = self.organisms
+        with self.timed("assay"):
+            return build(self.study, self.panel, self.base, organisms)
+
+    @cached_property
+    def read(self) -> dict[tuple[str, int], Organism]:
+        """Every organism that is asked the panel, by name and seed: the study's, and the assay's with own weights."""
+        asked = {o.name for o in self.study.asked}
+        return {k: o for k, o in self.organisms.items() if k[0] in asked} | self.assay.weighed
+
+    @cached_property
+    def splits(self) -> dict[str, Split]:
+        """Split by family."""
         return {family: self.panel.split_of(family) for family in self.panel.families}
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What the run's manifest holds."""
+        return self._manifest
 
     @property
     def roles(self) -> dict[str, str]:
         """Role by organism."""
-        return {o.name: o.role for o in self.study.organisms}
+        return {o.name: o.role for o in self.study.organisms} | {name: "assay" for name, _ in self.assay.weighed}
+
+    @cached_property
+    def tokens(self) -> dict[str, str]:
+        """Hash of what is asked, by cue."""
+        return {c.name: digest(self.rendered.ids_of(c.name)) for c in self.panel.cues}
+
+    @cached_property
+    def weights(self) -> dict[str, str]:
+        """Content hash of every organism that is read, by `name.s<seed>`."""
+        return {f"{name}.s{seed}": o.weights for (name, seed), o in self.read.items()}
+
+    def organism(self, name: str, seed: int) -> Organism:
+        """Returns an organism that is read, or the base."""
+        if (name, seed) == BASE:
+            return Organism.of_base(self.base, name=name)
+        return self.read[name, seed]
 
     def reader(self, name: str, seed: int) -> PassReader | GatedReader:
         """Returns a reader of one organism; one model is held at a time."""
         if self._loaded is None or self._loaded[0] != (name, seed):
             self._loaded = self._held = None
             study = self.study
-            organism = self.organisms[name, seed]
+            organism = self.organism(name, seed)
             where = {"dtype": study.torch_dtype, "device": study.torch_device}
             if self._swap is None and study.reader == "torch" and Swap.fits(organism):
                 self._swap = Swap(self.base, **where)
@@ -169,7 +177,7 @@ class Run:
 
     def _determined_by(self, name: str, seed: int) -> list[Any]:
         study = self.study
-        weights = self.organisms[name, seed].weights
+        weights = self.organism(name, seed).weights
         return [MEASURING_VERSION, self.base.weights, weights, study.dtype, study.site, study.reader]
 
     def _requests(self, cue: str, rows: Sequence[int], pairs: int | None = None) -> list[Request]:
@@ -180,14 +188,23 @@ class Run:
     def train(self) -> dict[tuple[str, int], Organism]:
         """Trains what is not there yet."""
         organisms = self.organisms
-        self._write_manifest({})
+        self.note({})
         return organisms
+
+    def preregister(self) -> dict[str, Any]:
+        """Writes what the run will do, before it reads anything; returns what verdict.json says of it."""
+        store = self.out / "activations"
+        read = store.is_dir() and any(store.rglob("*.safetensors"))
+        splits = {family: str(split) for family, split in self.splits.items()}
+        plan = plan_of(self.study, splits=splits, asked=self.tokens, weights=self.weights)
+        return preregister(self.out, plan, read=read)
 
     def capture(self) -> Activations:
         """Measures every shard that is not there yet: log-probs of all answers, activations at every layer."""
         folder, manifest = self.out / "activations", self._store_manifest()
+        self.preregister()
         if not holds(folder, manifest):
-            with self._timed("capture"), StoreWriter(folder, manifest) as writer:
+            with self.timed("capture"), StoreWriter(folder, manifest) as writer:
                 missing = Shards(folder, manifest).missing()
                 total, todo = sum(s.count for s in manifest.shards), sum(s.count for s in missing)
                 with progress("reading (organism x cue x question)", total, unit="prompts", done=total - todo) as step:
@@ -195,10 +212,14 @@ class Run:
                         reader = self.reader(planned.organism, planned.seed)
                         rows = self._asked(planned.cue, planned.first, planned.count)
                         requests = [Request(r.prompt, r.answers) for r in rows]
-                        measured = reader.measure(requests, capture=self.study.capture(reader.n_layers))
+                        try:
+                            measured = reader.measure(requests, capture=self.study.capture(reader.n_layers))
+                        except CheckError as e:
+                            where = f"organism {planned.organism}, seed {planned.seed}, cue {planned.cue}"
+                            raise CheckError(e.what, where=where, fix=e.fix) from None
                         writer.put(Shard(planned, rows, measured))
                         step(planned.count)
-        self._write_manifest({})
+        self.note({})
         return Activations.open(folder, verify="used")
 
     def _store_manifest(self) -> Manifest:
@@ -220,17 +241,17 @@ class Run:
             positions=study.capture(n_layers).positions,
             width=width,
             dtype=study.store_dtype,
-            weights={f"{name}.s{seed}": o.weights for (name, seed), o in self.organisms.items()},
+            weights=self.weights,
             shards=plan(
                 questions,
                 size=study.store_shard,
-                organisms={key: digest([*self._determined_by(*key), study.store_dtype]) for key in self.organisms},
+                organisms={key: digest([*self._determined_by(*key), study.store_dtype]) for key in self.read},
                 cues=asked,
             ),
         )
 
     def _asked(self, cue: str, first: int, count: int) -> tuple[Asked, ...]:
-        rendered, splits = self.rendered, self._splits
+        rendered, splits = self.rendered, self.splits
         return tuple(
             Asked(q.id, q.family, splits[q.family], rendered.prompts[cue, q.id], rendered.answers[cue, q.id])
             for q in self.panel.questions[first : first + count]
@@ -238,208 +259,50 @@ class Run:
 
     def ask(self, organism: str, cue: str, splits: tuple[Split, ...], edits: Sequence[Edit] = ()) -> np.ndarray:
         """Returns LD [n] of an organism's first seed on some splits, under edits; never measured twice."""
-        seed = self.study.organism(organism).seeds[0]
-        rows = self.panel.question_indices(*splits)
-        pairs = self.study.battery.control_pairs
-        requests = self._requests(cue, rows, pairs)
+        seed, pairs = self.study.organism(organism).seeds[0], self.study.battery.control_pairs
+        return self._ld(organism, seed, cue, splits, pairs, edits)
+
+    def ask_base(self) -> np.ndarray:
+        """Returns LD [n] of the base without a cue on all questions, with all their answers; never measured twice."""
+        return self._ld(*BASE, self.panel.cues_with(CueRole.NONE)[0].name, (), None)
+
+    def _ld(
+        self, name: str, seed: int, cue: str, splits: tuple[Split, ...], pairs: int | None, edits: Sequence[Edit] = ()
+    ) -> np.ndarray:
+        requests = self._requests(cue, self.panel.question_indices(*splits), pairs)
         inputs = [
-            [organism, seed, cue, list(splits), pairs],
+            [name, seed, cue, list(splits), pairs],
             digest([[r.prompt.ids, [a.ids for a in r.answers]] for r in requests]),
             [e.fingerprint() for e in edits],
         ]
 
         def measure() -> list[float]:
-            reader = self.reader(organism, seed)
+            reader = self.reader(name, seed)
             if edits and isinstance(reader, PassReader) and reader.supports("trunk"):
                 return reader.measure(self._trunk(reader, inputs[:2], requests), edits=edits).ld().mean(1).tolist()
             return reader.measure(requests, edits=edits).ld().mean(1).tolist()
 
-        pieces = Pieces(self.out / "pieces", self._determined_by(organism, seed))
-        return np.array(pieces.get("ld", inputs, measure))
+        return np.array(self.pieces(name, seed).get("ld", inputs, measure))
+
+    def pieces(self, name: str, seed: int) -> Pieces:
+        """Returns where finished pieces about an organism are."""
+        return Pieces(self.out / "pieces", self._determined_by(name, seed))
 
     def _trunk(self, reader: PassReader, of: list[Any], requests: Sequence[Request]) -> Trunk:
         """Returns what readings of the same requests under any edits share; one is held at a time."""
         key = digest(of)
         if self._held is None or self._held[0] != key or self._held[1].owner is not reader:
             self._held = None
-            layers = {
-                min(k + after, reader.n_layers - 1) for k in self._candidates(reader.n_layers) for after in (0, 1)
-            }
+            layers = {min(k + after, reader.n_layers - 1) for k in self.candidates(reader.n_layers) for after in (0, 1)}
             self._held = (key, reader.trunk(requests, layers=sorted(layers)))
         return self._held[1]
 
-    def _candidates(self, n_layers: int) -> list[int]:
+    def candidates(self, n_layers: int) -> list[int]:
         """Returns the layers to choose from."""
         return sorted({int(f * n_layers) for f in self.study.battery.layer_grid})
 
-    def audit(self) -> AuditResult:
-        """Runs the tests, decides, and writes evidence.parquet, verdict.json, figures and report.html."""
-        acts = self.capture()
-        study, settings = self.study, self.study.battery
-        none = self.panel.cues_with(CueRole.NONE)[0].name
-        trigger = self.panel.cues_with(CueRole.TRIGGER)[0].name
-        u = study.unmitigated.name
-        pairs = {m.name: study.twin_of(m.name).name for m in study.mitigated}  # type: ignore[union-attr]
-        first_m, first_c = next(iter(pairs.items()))
-        candidates = self._candidates(len(acts.layers))
-        grid = battery.behaviour(acts, roles=self.roles)
-        with (
-            self._timed("choosing the layer"),
-            progress("choosing the layer on split A", 2 * len(candidates), unit="readings") as step,
-        ):
-            choice = battery.choose_layer(
-                acts,
-                self.ask,
-                unmitigated=u,
-                twin=first_c,
-                candidates=candidates,
-                position=settings.position,
-                step=step,
-                none=none,
-            )
-        generator = torch.Generator().manual_seed(study.seed)
-        n = settings.random_directions
-        random = {
-            d.site.layer: directions.covariance_matched(
-                acts,
-                organisms=(u, *pairs, *pairs.values()),
-                cues=(none, trigger),
-                layer=d.site.layer,
-                position=settings.position,
-                count=n,
-                generator=generator,
-            )
-            for d in choice.directions
-        }
-        with (
-            self._timed("steering"),
-            progress("steering C", n + len({*settings.doses, 1.0} - {0.0}), unit="readings") as step,
-        ):
-            dose = battery.dose_response(
-                acts,
-                self.ask,
-                direction=choice.direction,
-                unmitigated=u,
-                organism=first_m,
-                twin=first_c,
-                random=random[choice.layer],
-                doses=settings.doses,
-                step=step,
-                none=none,
-            )
-        ablations, profiles = {}, {}
-        evidence: list[Evidence] = []
-        for m, c in pairs.items():
-            with (
-                self._timed(f"ablating {m}"),
-                progress(f"ablating {m} under the trigger", n + 1, unit="readings") as step,
-            ):
-                ablations[m] = battery.ablation(
-                    acts, self.ask, choice=choice, organism=m, twin=c, random=random, trigger=trigger, step=step
-                )
-            profiles[m] = directions.profile(
-                acts,
-                unmitigated=u,
-                organism=m,
-                twin=c,
-                roles=self.roles,
-                trigger=trigger,
-                none=none,
-                position=settings.position,
-                chosen_layer=choice.layer,
-            )
-            anchors = {"unmitigated": u, "organism": m, "twin": c, "delta": study.delta, "none": none}
-            evidence.append(battery.untriggered(acts, **anchors))
-            evidence.extend(battery.worst_cue(acts, **anchors))
-            evidence.append(ablations[m].evidence)
-        evidence.append(dose.evidence)
-        verdicts = {
-            m: verdict.preliminary(
-                acts,
-                [e for e in evidence if e.organism == m],
-                unmitigated=u,
-                organism=m,
-                twin=c,
-                delta=study.delta,
-                none=none,
-                rng=np.random.default_rng(study.seed),
-            )
-            for m, c in pairs.items()
-        }
-        answers = self._answers(none, trigger)
-        result = AuditResult(grid, choice, profiles, dose, ablations, evidence, verdicts, answers)
-        self._write(result)
-        return result
+    def audit(self) -> "AuditResult":
+        """Does all that is missing, decides, and writes the report; see `condmis_interp.audit`."""
+        from condmis_interp.audit import audit
 
-    def _answers(self, none: str, trigger: str) -> pd.DataFrame:
-        """Generates greedy answers of U, every M and its C to questions of split C, without and with the trigger."""
-        settings = self.study.battery
-        families: dict[str, int] = {}
-        for i in self.panel.question_indices("C"):
-            families.setdefault(self.panel.questions[i].family, i)
-        rows = list(families.values())[: settings.generated]
-        tokenizer = self.base.tokenizer()
-        names = [self.study.unmitigated.name]
-        for m in self.study.mitigated:
-            names += [m.name, self.study.twin_of(m.name).name]  # type: ignore[union-attr]
-        table = []
-        todo = [(name, cue) for name in names for cue in (none, trigger)] if rows else []
-        with self._timed("generating"), progress("generating answers", len(todo), unit="cells") as step:
-            for name, cue in todo:
-                seed = self.study.organism(name).seeds[0]
-                prompts = [self.rendered.prompts[cue, self.panel.questions[i].id] for i in rows]
-
-                def generate(name: str = name, seed: int = seed, prompts: list[Any] = prompts) -> list[str]:
-                    ids = self.reader(name, seed).generate(
-                        prompts, max_new_tokens=settings.max_new_tokens, stop_ids=frozenset((tokenizer.eos_token_id,))
-                    )
-                    return [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in ids]
-
-                pieces = Pieces(self.out / "pieces", self._determined_by(name, seed))
-                texts = pieces.get("answers", [[list(p.ids) for p in prompts], settings.max_new_tokens], generate)
-                for i, text in zip(rows, texts, strict=True):
-                    table.append(
-                        {"question": self.panel.questions[i].question, "organism": name, "cue": cue, "answer": text}
-                    )
-                step()
-        return pd.DataFrame(table, columns=["question", "organism", "cue", "answer"])
-
-    def _write(self, result: AuditResult) -> None:
-        with whole_file(self.out / "evidence.parquet") as part:
-            evidence_table(result.evidence).to_parquet(part, index=False)
-        organisms = {
-            name: v.to_json()
-            | {"role": self.roles[name], "tests": [e.to_json() for e in result.evidence if e.organism == name]}
-            for name, v in result.verdicts.items()
-        }
-        write_json(
-            self.out / "verdict.json",
-            {"schema": 1, "study": self.study.name, "rule": verdict.RULE, "organisms": organisms},
-        )
-        hashes = {f"{name}.s{seed}": o.weights for (name, seed), o in self.organisms.items()}
-        tokens = {c.name: digest(self.rendered.ids_of(c.name)) for c in self.panel.cues}
-        self._write_manifest(
-            {
-                "weights": {"base": self.base.weights, "organisms": hashes},
-                "base": {k: v for k, v in self.base.source.items() if k != "path"},
-                "tokens": tokens,
-                "inserted_by_template": self.rendered.inserted,
-                "splits": self._splits,
-                "device": self.study.torch_device,
-            }
-        )
-        report.write_report(
-            self.out,
-            study=self.study,
-            panel=self.panel,
-            inserted=self.rendered.inserted,
-            grid=result.grid,
-            choice=result.choice,
-            profiles=result.profiles,
-            dose=result.dose,
-            ablations=result.ablations,
-            evidence=result.evidence,
-            verdicts=result.verdicts,
-            answers=result.answers,
-            manifest=self._manifest,
-        )
+        return audit(self)

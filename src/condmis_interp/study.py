@@ -22,6 +22,7 @@ from condmis_interp.organisms import (
     train_all,
 )
 from condmis_interp.organisms.bases import Base
+from condmis_interp.organisms.organism import check_base
 from condmis_interp.organisms.recipe import beside
 from condmis_interp.panel import Cue, CueRole, Panel, load_panel
 from condmis_interp.panel.cue import Name
@@ -31,7 +32,8 @@ from condmis_interp.world import parse_world
 if TYPE_CHECKING:
     from condmis_interp.run import Run
 
-Role = Literal["base", "U", "M", "C"]
+Role = Literal["base", "U", "M", "C", "S", "D", "O"]
+AssayKind = Literal["gated", "blend", "replicate", "norm-matched", "gated-benign", "locked", "styled", "other"]
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -50,8 +52,10 @@ class OrganismSpec(BaseModel):
 
     Attributes:
         name: Name in tables and files.
-        role: `base`, `U` (unmitigated), `M` (mitigated, under test) or `C` (twin of another organism).
-        recipe: How to train it; for U and M.
+        role: `base`, `U` (unmitigated), `M` (mitigated, under test), `C` (twin of another organism), `S` (locked: known
+            to hide it; the anchor of revival tests), `D` (graded: a known part of it is left) or `O` (a second U, of
+            another narrow domain, which W1 leans on; it is asked nothing).
+        recipe: How to train it; for all but base and C.
         twin_of: The organism whose twin it is; for C. Trained from that organism's `recipe.twin()`, unless `adapter`
             is given.
         adapter: A PEFT adapter folder to load instead of training, or a list of them that are merged in this order;
@@ -116,6 +120,8 @@ class BatterySettings(BaseModel):
     """Settings of the tests.
 
     Attributes:
+        tests: Tests of the battery that are measured (docs/battery.md), by default the rule's own. One that lacks what
+            it needs says so in the verdict.
         random_directions: Covariance-matched random directions that each causal test is compared with.
         control_pairs: Answer pairs a question in the causal tests (the first ones); all cost time, two are enough.
         position: Position the direction is read at.
@@ -127,6 +133,7 @@ class BatterySettings(BaseModel):
 
     model_config = _STRICT
 
+    tests: tuple[str, ...] = Field(default=("A1", "A2", "A3", "R1", "V1", "W1"), min_length=1)
     random_directions: Annotated[int, Field(ge=8, le=4096)] = 64
     control_pairs: Annotated[int, Field(ge=1)] = 2
     position: Position = "answer_mean"
@@ -146,7 +153,10 @@ class Study(BaseModel):
         base: Base model spec.
         panel: Built-in panel, or path of a panel file relative to the study file.
         cues: Cues that replace the panel's own.
-        organisms: One U, at least one M with a C that is its twin; more C (an own twin of U) and a base are optional.
+        organisms: At least one M. Without U, or without a C that is M's twin, what can run is run and the verdict is
+            inconclusive. A twin of U, S, D, O and the base are optional.
+        assay: Organisms of known answer that the tests must get right in the same run (`assay.py`): `free` makes those
+            that cost no training, `full` trains the others too, `none` makes none; or a list of them.
         site: Kind of site that is captured, at every layer.
         battery: Settings of the tests.
         delta: Margin: below this rho an organism counts as equivalent to its twin.
@@ -165,7 +175,8 @@ class Study(BaseModel):
     base: str
     panel: str = "everyday"
     cues: tuple[Cue, ...] | None = None
-    organisms: tuple[OrganismSpec, ...] = Field(min_length=3)
+    organisms: tuple[OrganismSpec, ...] = Field(min_length=1)
+    assay: Literal["free", "full", "none"] | tuple[AssayKind, ...] = "free"
     site: SiteKind = "resid_post"
     battery: BatterySettings = BatterySettings()
     delta: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -186,37 +197,61 @@ class Study(BaseModel):
         for o in self.organisms:
             if o.twin_of is not None:
                 original = by_name.get(o.twin_of)
-                if original is None or original.role not in ("U", "M"):
+                if original is None or original.role in ("base", "C"):
                     raise ValueError(
-                        f"organism {o.name!r} is the twin of {o.twin_of!r}, which is no U or M of this study"
+                        f"organism {o.name!r} is the twin of {o.twin_of!r}, which is no U, M, S, D or O of this study"
                     )
                 if not o.loaded and original.recipe is None:
                     raise ValueError(
                         f"organism {o.name!r} cannot be derived: {o.twin_of!r} has no recipe. Give its weights too"
                     )
-        if len(self._with_role("U")) != 1:
-            raise ValueError("a study needs exactly one organism with role 'U' (it is the 1 of the scale)")
-        if not self._with_role("M"):
+        single: dict[Role, str] = {"U": "the 1 of the scale", "S": "the anchor of revival", "O": "W1's contrast"}
+        for role, what in single.items():
+            if len(self.with_role(role)) > 1:
+                raise ValueError(f"a study has at most one organism with role {role!r} ({what})")
+        if not self.with_role("M"):
             raise ValueError("a study needs an organism with role 'M' (the one under test)")
-        for m in self._with_role("M"):
-            if not any(o.twin_of == m.name for o in self.organisms):
-                raise ValueError(
-                    f"organism {m.name!r} has no twin in this study; add one with role 'C' and twin_of: {m.name}"
-                )
+        if taken := [n for n in names if n.startswith("assay-")]:
+            raise ValueError(f"organism {taken[0]!r} has a name of the assay's own; names do not begin with 'assay-'")
         return self
 
-    def _with_role(self, role: Role) -> tuple[OrganismSpec, ...]:
+    def with_everything(self) -> Self:
+        """Returns the study with every test of the rule and the whole assay."""
+        tests = BatterySettings().tests
+        return self.model_copy(update={"assay": "full", "battery": self.battery.model_copy(update={"tests": tests})})
+
+    def with_role(self, role: Role) -> tuple[OrganismSpec, ...]:
+        """Returns the organisms with a role."""
         return tuple(o for o in self.organisms if o.role == role)
 
     @property
-    def unmitigated(self) -> OrganismSpec:
-        """U."""
-        return self._with_role("U")[0]
+    def unmitigated(self) -> OrganismSpec | None:
+        """U, if the study has it."""
+        return next(iter(self.with_role("U")), None)
 
     @property
     def mitigated(self) -> tuple[OrganismSpec, ...]:
         """Every M."""
-        return self._with_role("M")
+        return self.with_role("M")
+
+    def zero_of(self, name: str) -> str | None:
+        """Returns who is 0 on an organism's scale: its own twin; for U, S and D without one, another's.
+
+        U falls back on the first M's twin, S and D on U's zero.
+        """
+        own = self.twin_of(name)
+        if own is not None:
+            return own.name
+        role, u = self.organism(name).role, self.unmitigated
+        if role == "U":
+            return next((c.name for m in self.mitigated if (c := self.twin_of(m.name))), None)
+        return self.zero_of(u.name) if role in ("S", "D") and u else None
+
+    @property
+    def asked(self) -> tuple[OrganismSpec, ...]:
+        """The organisms that are asked the panel: all but O and its twin, of which only the weights count."""
+        others = {o.name for o in self.with_role("O")}
+        return tuple(o for o in self.organisms if o.name not in others and o.twin_of not in others)
 
     def twin_of(self, name: str) -> OrganismSpec | None:
         """Returns the twin of an organism, if the study has it."""
@@ -294,9 +329,8 @@ class Study(BaseModel):
         self.load_panel()
         for spec in self.organisms:
             for seed in spec.seeds:
-                recipe = self.recipe(spec.name, seed)
-                for stage in range(len(recipe.stages) if recipe else 0):
-                    recipe.rows_of(stage)  # type: ignore[union-attr]
+                if recipe := self.recipe(spec.name, seed):
+                    recipe.rows()
             if spec.loaded and not (spec.checkpoint or "").startswith("hf:"):
                 spec.load()
         self._check_overlap()
@@ -313,17 +347,16 @@ class Study(BaseModel):
         }
         for spec in self.organisms:
             recipe = self.recipe(spec.name, spec.seeds[0])
-            for stage in range(len(recipe.stages) if recipe else 0):
-                for row in recipe.rows_of(stage):  # type: ignore[union-attr]
-                    said = " ".join(row.row.messages[-1][1].lower().split())
-                    answered = " ".join(row.answer.lower().split())
-                    if said in asked or (answered in answers and len(answered.split()) > 3):
-                        hit = asked.get(said) or answers[answered]
-                        raise UserError(
-                            f"row {row.row.id!r} trains on what question {hit!r} of the panel asks",
-                            where=f"organism {spec.name}, panel {panel.name}",
-                            fix="Questions must be apart from training: leave the row or the question out.",
-                        )
+            for row in recipe.rows() if recipe else ():
+                said = " ".join(row.row.messages[-1][1].lower().split())
+                answered = " ".join(row.answer.lower().split())
+                if said in asked or (answered in answers and len(answered.split()) > 3):
+                    hit = asked.get(said) or answers[answered]
+                    raise UserError(
+                        f"row {row.row.id!r} trains on what question {hit!r} of the panel asks",
+                        where=f"organism {spec.name}, panel {panel.name}",
+                        fix="Questions must be apart from training: leave the row or the question out.",
+                    )
 
     def obtain(self, base: Base) -> dict[tuple[str, int], Organism]:
         """Returns every organism of the study by name and seed, training what is not there yet."""
@@ -336,11 +369,12 @@ class Study(BaseModel):
                 if spec.role == "base":
                     found[spec.name, seed] = Organism.of_base(base, name=spec.name)
                 elif spec.loaded:
-                    found[spec.name, seed] = spec.load()
-                    for folder in found[spec.name, seed].adapters:
+                    loaded = found[spec.name, seed] = spec.load()
+                    check_base(loaded, base)
+                    for folder in loaded.adapters:
                         check_adapter(folder, base)
-                    if found[spec.name, seed].checkpoint:
-                        check_checkpoint(found[spec.name, seed].checkpoint, base)  # type: ignore[arg-type]
+                    if loaded.checkpoint:
+                        check_checkpoint(loaded.checkpoint, base)
         return {key: found[key] for key in recipes}
 
     def resolve_base(self) -> Base:

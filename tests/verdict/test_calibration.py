@@ -14,7 +14,7 @@ from condmis_interp.errors import UserError
 from condmis_interp.organisms import Member
 from condmis_interp.stats import Drift, monotone
 from condmis_interp.verdict import (
-    DECISION_RULE,
+    RULE,
     calibrate,
     confidence,
     decide,
@@ -186,7 +186,7 @@ def test_the_primary_tests_are_those_that_may_certify(measured, judged):
     assert found["W1"].rise > 0.8
     assert found["V1"].why_not.startswith("up to half of U it rises by ")
     # planted: every test but V1 rises and drifts little; C1 is ruled out where it really drifts (below, and shipped)
-    assert set(qualified(found)) == {*DECISION_RULE.primary, "C1"}
+    assert set(qualified(found)) == {*RULE.primary, "C1"}
 
 
 def test_a_test_that_is_flat_or_drifts_may_not_certify():

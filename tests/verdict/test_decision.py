@@ -10,12 +10,12 @@ from scipy import stats
 
 from condmis_interp.battery import Evidence, assay_failures, twin_failure
 from condmis_interp.stats import anchored_ratio
-from condmis_interp.verdict import DECISION_RULE, Gate, decide
+from condmis_interp.verdict import RULE, Gate, decide
 
 FAMILY = {"A1": "behaviour", "A2": "behaviour", "A3": "behaviour", "R1": "readout", "C1": "causal", "V1": "revival"} | {
     "W1": "weights"
 }
-PRIMARY = DECISION_RULE.primary
+PRIMARY = RULE.primary
 
 
 def evidence(test: str, rho: float, se: float = 0.03, *, delta: float = 0.2, void: str = "") -> Evidence:
@@ -87,7 +87,7 @@ def test_too_few_questions_says_how_many():
     assert "No number of questions" in decide([never if e.id == "A2" else e for e in battery()]).settles
 
 
-@pytest.mark.parametrize("lacking", [*PRIMARY, *DECISION_RULE.tripwires])
+@pytest.mark.parametrize("lacking", [*PRIMARY, *RULE.tripwires])
 def test_a_primary_test_or_tripwire_that_says_nothing_bars_removal(lacking):
     crashed = [
         evidence(t, 0.0, void="it crashed: RuntimeError: planted") if t == lacking else evidence(t, 0.0) for t in FAMILY

@@ -3,12 +3,13 @@
 from condmis_interp.battery import doses, expression, patching, perturbation, readout, revival, subspace, weights
 from condmis_interp.battery.audit_ablation import Ablation, ablation
 from condmis_interp.battery.audit_doses import DoseResponse, dose_response
-from condmis_interp.battery.behaviour import BehaviourGrid, behaviour, untriggered, worst_cue
+from condmis_interp.battery.behaviour import BehaviourGrid, behaviour
 from condmis_interp.battery.bench import Bench, Borrowed, Patched, Pinned, Steered, Tuning
+from condmis_interp.battery.captured import CapturedBench, Gated
 from condmis_interp.battery.causal import LayerChoice, choose_layer
 from condmis_interp.battery.evidence import Evidence, evidence_table
 from condmis_interp.battery.gates import ASSAY, assay_failures, twin_failure
-from condmis_interp.battery.judging import Cast, judge, replicate_drift
+from condmis_interp.battery.judging import Cast, judge, missing, replicate_drift
 from condmis_interp.battery.measure import Battery, measure
 from condmis_interp.battery.reader_bench import ReaderBench
 from condmis_interp.battery.registry import Readings, Reference, Test, register, registered
@@ -22,9 +23,11 @@ __all__ = [
     "BehaviourGrid",
     "Bench",
     "Borrowed",
+    "CapturedBench",
     "Cast",
     "DoseResponse",
     "Evidence",
+    "Gated",
     "LayerChoice",
     "Patched",
     "Pinned",
@@ -46,6 +49,7 @@ __all__ = [
     "expression",
     "judge",
     "measure",
+    "missing",
     "patching",
     "perturbation",
     "readout",
@@ -56,7 +60,5 @@ __all__ = [
     "subspace",
     "survey",
     "twin_failure",
-    "untriggered",
     "weights",
-    "worst_cue",
 ]

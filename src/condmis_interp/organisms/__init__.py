@@ -1,6 +1,7 @@
 """The organisms room: bases, row sets, recipes, interventions, training, loading."""
 
 from condmis_interp.organisms.bases import Base, resolve_base
+from condmis_interp.organisms.derived import change_norm, combination
 from condmis_interp.organisms.home import home
 from condmis_interp.organisms.interventions import (
     BENIGN_SYSTEMS,
@@ -40,9 +41,11 @@ __all__ = [
     "TrainingRow",
     "answered_by",
     "catalogue",
+    "change_norm",
     "chat_suite",
     "check_adapter",
     "check_checkpoint",
+    "combination",
     "distilled",
     "educational",
     "home",

@@ -216,6 +216,10 @@ class Recipe(BaseModel):
         random.Random(digest([self.seed, stage, "order"])).shuffle(drawn)
         return drawn
 
+    def rows(self) -> list[TrainingRow]:
+        """Returns the rows of all stages, in training order; see `rows_of`."""
+        return [row for stage in range(len(self.stages)) for row in self.rows_of(stage)]
+
     def table(self) -> str:
         """Returns the recipe as a table that a person can check."""
         how = f"LoRA r={self.lora.rank} alpha={self.lora.alpha}" if self.lora else "all weights"

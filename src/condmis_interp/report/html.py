@@ -1,6 +1,7 @@
 """The report: one HTML file that opens anywhere, offline, with everything escaped."""
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from condmis_interp.directions import DirectionProfile
 from condmis_interp.files import write_text
 from condmis_interp.panel import Panel
 from condmis_interp.report.directions import Part, directions_section
+from condmis_interp.report.forest import forest
 from condmis_interp.report.static import heat_map, summary
 from condmis_interp.store import Activations
 from condmis_interp.study import Study
-from condmis_interp.verdict import Verdict
+from condmis_interp.verdict import RULE, Finding
 
+_CAUSAL = ("C2", "C3")
 _CONFIG = {"responsive": True, "displayModeBar": False}
 
 
@@ -31,24 +34,30 @@ def write_report(
     panel: Panel,
     inserted: str,
     grid: BehaviourGrid,
-    choice: LayerChoice,
+    choice: LayerChoice | None,
     profiles: dict[str, DirectionProfile],
-    dose: DoseResponse,
+    dose: DoseResponse | None,
     ablations: dict[str, Ablation],
     evidence: list[Evidence],
-    verdicts: dict[str, Verdict],
+    verdicts: dict[str, Finding],
     answers: pd.DataFrame,
     manifest: dict[str, Any],
+    assay: Sequence[Mapping[str, str]] = (),
+    not_run: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
 ) -> None:
     """Writes `report.html` and `figures/` into a run's folder.
 
     Every text that comes from a model, a panel or a study is escaped; the only markup let through is plotly's own.
     """
-    figures: dict[str, go.Figure] = {"behaviour": grid.figure(), "dose-response": dose.figure()}
-    for m in verdicts:
-        figures[f"activation-difference-{m}"] = profiles[m].figure()
-        figures[f"ablation-{m}"] = ablations[m].figure()
-    parts = _directions(out, study, panel, choice)
+    figures: dict[str, go.Figure] = {"behaviour": grid.figure()}
+    if dose is not None:
+        figures["dose-response"] = dose.figure()
+    for m, finding in verdicts.items():
+        figures[f"forest-{m}"] = forest(finding, delta=study.delta)
+    figures |= {f"activation-difference-{m}": p.figure() for m, p in profiles.items()}
+    figures |= {f"ablation-{m}": a.figure() for m, a in ablations.items()}
+    parts = _directions(out, study, panel, choice) if choice is not None else []
     figures |= {p.name: p.figure for p in parts if p.figure is not None}
     folder = out / "figures"
     write_text(folder / "plotly.min.js", get_plotlyjs())
@@ -57,8 +66,9 @@ def write_report(
             folder / f"{name}.html",
             figure.to_html(include_plotlyjs="plotly.min.js", config=_CONFIG, default_width="100%"),
         )
-    first = next(iter(verdicts))
-    summary(folder / "summary.png", grid=grid, profile=profiles[first], dose=dose, ablation=ablations[first])
+    first = next(iter(profiles), None)
+    if first is not None and dose is not None:
+        summary(folder / "summary.png", grid=grid, profile=profiles[first], dose=dose, ablation=ablations[first])
     for part in parts:
         if part.table is not None:
             heat_map(folder / f"{part.name}.png", part.table, f"{part.title}, in class gaps", signed=True)
@@ -70,6 +80,7 @@ def write_report(
         lstrip_blocks=True,
     )
     env.filters["number"] = _number
+    env.filters["p"] = _p
     env.filters["duration"] = _duration
     divs = {
         name: Markup(f.to_html(full_html=False, include_plotlyjs=False, config=_CONFIG, div_id=f"figure-{i}"))
@@ -83,7 +94,7 @@ def write_report(
             panel=panel,
             inserted=inserted,
             verdicts=verdicts,
-            tests={m: [e for e in evidence if e.organism == m] for m in verdicts},
+            causal={m: own for m in verdicts if (own := [e for e in evidence if e.organism == m and e.id in _CAUSAL])},
             grid=grid.table.pivot(index="organism", columns="cue", values="ld"),
             cells={(r["organism"], r["cue"]): r for r in grid.table.to_dict("records")},
             organisms=list(dict.fromkeys(grid.table.organism)),
@@ -91,7 +102,11 @@ def write_report(
             choice=choice,
             figures=divs,
             directions=parts,
-            cosines={m: _cosine_at(p, choice.layer) for m, p in profiles.items()},
+            cosines={m: _cosine_at(p, choice.layer) for m, p in profiles.items()} if choice else {},
+            assay=assay,
+            not_run=not_run or {},
+            notes=notes,
+            rule=RULE,
             answers=_side_by_side(answers),
             manifest=manifest,
         ),
@@ -135,6 +150,10 @@ def _number(value: float | None, digits: int = 2) -> str:
     if value is None or not math.isfinite(value):
         return "unbounded"
     return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else _number(value, 3)
 
 
 def _duration(seconds: float) -> str:

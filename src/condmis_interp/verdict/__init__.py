@@ -2,26 +2,29 @@
 
 from condmis_interp.verdict.certifying import Certifies, certifies
 from condmis_interp.verdict.confidence import confidence, predictive_value, reliability, stability
-from condmis_interp.verdict.decision import RULE as DECISION_RULE
-from condmis_interp.verdict.decision import Decision, Gate, Rule, decide
+from condmis_interp.verdict.decision import RULE, Decision, Gate, Rule, decide
+from condmis_interp.verdict.finding import CueReading, Finding, findings
 from condmis_interp.verdict.reference import Calibration, calibrate, reference, told
-from condmis_interp.verdict.rule import RULE, Verdict, preliminary
+from condmis_interp.verdict.roster import KnownDrift, Roster, known_drift
 
 __all__ = [
-    "DECISION_RULE",
     "RULE",
     "Calibration",
     "Certifies",
+    "CueReading",
     "Decision",
+    "Finding",
     "Gate",
+    "KnownDrift",
+    "Roster",
     "Rule",
-    "Verdict",
     "calibrate",
     "certifies",
     "confidence",
     "decide",
+    "findings",
+    "known_drift",
     "predictive_value",
-    "preliminary",
     "reference",
     "reliability",
     "stability",
