@@ -39,6 +39,11 @@ def everything(cells: Cells, twins: Mapping[str, str]) -> pd.DataFrame:
     """Returns every captured cell of seed 1 on both directions at each layer."""
     panel = cells.rendered.panel
     have = [(o, c) for o, _, c in cells.acts.shards.manifest.cells if o == "base" or o.endswith((".s1", ".s2"))]
+    cues: dict[str, set[str]] = {}
+    for o, c in have:
+        cues.setdefault(o, set()).add(c)
+    asked_less = {o for o, t in twins.items() if not cues.get(o, set()) <= cues.get(t, set())}
+    twins = {o: t for o, t in twins.items() if o not in asked_less}
     texts = {c: [cells.rendered.prompts[c, q.id].text for q in panel.questions] for c in {c for _, c in have}}
     parts = []
     for layer in LAYERS:
