@@ -232,7 +232,6 @@ def main() -> None:
     write(args.tables, "calibration-layers", by_layer(cells, cases))
     write(args.tables, "calibration", table_of(known))
     write(args.tables, "verdicts", verdicts(others))
-    write(args.tables, "verdicts-known", verdicts(known))
     write(args.tables, "verdicts-searched", verdicts(with_search))
     print(json.dumps(result, indent=1), confusion(known), verdicts(known), verdicts(others), sep="\n")
 
