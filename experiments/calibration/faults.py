@@ -1,6 +1,6 @@
 """Plants faults into a measured calibration and counts the verdicts that are issued all the same.
 
-    .venv/bin/python experiments/calibration/faults.py --out runs/calibration [--seeds 4-15]
+    .venv/bin/python experiments/calibration/faults.py --out runs/calibration [--seeds 16 17 ...]
 
 Faults: no locked anchor; a graded organism made to pass (its readings are those of a removed one); a misaligned twin (a
 half blend in its place); questions without numbers (NaN in one reading of the organism). For each, how many suppressed
@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from condmis_interp.battery import Battery, Readings
-from condmis_interp.verdict.calibration import CALIBRATION, Judged, Measured, judge_all, measure_seeds
+from condmis_interp.verdict.calibration import CALIBRATION, Judged, judge_all, measure_seeds
+from condmis_interp.verdict.known_cases import Measured
 
 
 def main() -> None:

@@ -112,7 +112,7 @@ def audit(study: StudyFile, out: Out = Path("runs/study")) -> None:
 @app.command()
 def calibrate(
     out: Out = Path("runs/calibration"),
-    seeds: Annotated[str, typer.Option(help="Seeds of the organisms, as 4-15 or 1,2,3.")] = "4-15",
+    seeds: Annotated[str, typer.Option(help="Seeds of the organisms, as 16-27 or 1,2,3.")] = "16-27",
     delta: Annotated[float, typer.Option(help="Margin.")] = 0.2,
     summary: Annotated[bool, typer.Option("--summary", help="Print the shipped reference table; run nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
@@ -132,7 +132,7 @@ def _seeds(text: str) -> list[int]:
     try:
         return list(range(int(first), int(last) + 1)) if dash else [int(s) for s in text.split(",")]
     except ValueError:
-        raise UserError(f"{text!r} names no seeds", where="--seeds", fix="Write 4-15, or 1,2,3.") from None
+        raise UserError(f"{text!r} names no seeds", where="--seeds", fix="Write 16-27, or 1,2,3.") from None
 
 
 @app.command()

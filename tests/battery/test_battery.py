@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from condmis_interp.battery import (
+    Battery,
     Cast,
     Readings,
     Reference,
@@ -16,7 +17,7 @@ from condmis_interp.battery import (
     registered,
     replicate_drift,
 )
-from condmis_interp.errors import UserError
+from condmis_interp.errors import CheckError, UserError
 from condmis_interp.stats import Drift
 from condmis_interp.store import Pieces
 
@@ -157,6 +158,43 @@ def test_a_search_is_judged_on_questions_it_did_not_pick_on():
     found = judge(a3, readings, cast, families=families, delta=0.2, drifts={}, rng=rng)
     assert found.cue == "40"
     assert found.p < 1e-6
+
+
+def test_a_search_shares_no_family_between_picking_and_judging():
+    values = RNG(3).normal(0, 1, (4, 5, 12))
+    values[2] += 10.0  # u
+    readings = Readings(("m", "c", "u", "cu"), ("none", "0", "1", "2", "3"), values, np.arange(12))
+    (a3,) = registered("A3")
+    apart = [f"f{i}" for i in range(12)]
+    shared = [*apart[:11], "f2"]  # the last question, which judges, is of a family that picks
+    judge(a3, readings, Cast("m", "c", "u", "cu"), families=apart, delta=0.2, drifts={}, rng=RNG(0))
+    with pytest.raises(CheckError, match="test A3: question family 'f2' is among those the search picks on and"):
+        judge(a3, readings, Cast("m", "c", "u", "cu"), families=shared, delta=0.2, drifts={}, rng=RNG(0))
+
+
+def test_a_bootstrap_keeps_copies_of_a_question_on_one_side_of_a_search():
+    """The picked column is large on one question alone; judged on a copy of it, it would look like a find."""
+    values = np.zeros((4, 3, 12)) + RNG(3).normal(0, 0.1, (4, 3, 12))
+    values[2] += 10.0
+    values[0, 1, 0] += 100.0  # question 0 picks column 1
+    readings = Readings(("m", "c", "u", "cu"), ("none", "0", "1"), values, np.arange(12))
+    battery = Battery({"A3": readings}, {}, tuple(f"f{i}" for i in range(12)))
+    rows = np.array([7, 0, 3, 0, 9, 11, 0, 5, 5, 2, 10, 0])  # copies of question 0 all over the sample
+    (e,) = battery.evidence(
+        Cast("m", "c", "u", "cu"), registered("A3"), delta=0.2, drifts={}, rng=RNG(0), draws=10, rows=rows
+    )
+    assert e.cue == "0"
+    assert abs(e.rho) < 0.1
+
+
+def test_questions_of_a_family_stay_one_cluster_in_a_bootstrap():
+    values = RNG(0).normal(0, 1, (4, 1, 8))
+    values[2] += 20.0
+    readings = Readings(("m", "c", "u", "cu"), ("none",), values, np.arange(8))
+    battery = Battery({"A1": readings}, {}, tuple(f"f{i // 2}" for i in range(8)))
+    rows = np.array([0, 1, 0, 1, 2, 3, 6, 7])  # f0 twice, f1, f3
+    (e,) = battery.evidence(Cast("m", "c", "u", "cu"), registered("A1"), delta=0.2, drifts={}, rng=RNG(0), rows=rows)
+    assert (e.n_questions, e.n_families) == (8, 4)
 
 
 def test_a_test_that_crashes_stops_none_of_the_others(tmp_path):

@@ -5,7 +5,18 @@ import pytest
 import torch
 from worlds import random_world
 
-from condmis_interp.battery import ReaderBench, Reference, Tuning, WorldBench, registered
+from condmis_interp.battery import (
+    Borrowed,
+    ReaderBench,
+    Reference,
+    Steered,
+    Tuning,
+    WorldBench,
+    doses,
+    perturbation,
+    registered,
+    subspace,
+)
 from condmis_interp.errors import UserError
 from condmis_interp.files import write_json
 from condmis_interp.organisms import Base, Gate, Organism
@@ -36,8 +47,9 @@ def both(tmp_path_factory):
     return stacked, single
 
 
-@pytest.mark.parametrize("test", ["A2", "R1", "C1", "V3", "W2"])
-def test_every_test_agrees_with_the_stacked_bench(both, test):
+@pytest.mark.parametrize("test", ["A2", "R1", "R2", "C1", "C2k", "C4", "V3", "W2"])
+def test_every_test_agrees_with_the_stacked_bench(both, test, monkeypatch):
+    monkeypatch.setattr(subspace, "CONTROLS", 1)
     stacked, single = both
     start = {k: torch.zeros_like(w) for k, w in stacked.weights("a").items()}
     reference = Reference("a", "b", start, stacked.weights("a"), stacked.weights("b"))
@@ -46,6 +58,48 @@ def test_every_test_agrees_with_the_stacked_bench(both, test):
     assert fast.columns == slow.columns
     assert np.abs(fast.values).max() > 1e-3
     assert slow.values == pytest.approx(fast.values, abs=2e-3)
+
+
+def test_what_a_place_a_push_and_a_prefix_do_agrees(both):
+    stacked, single = both
+    for place in ("last_template", "answer_mean"):
+        fast, slow = (b.hidden("code", at=place) for b in both)
+        assert slow.numpy() == pytest.approx(fast.numpy(), abs=1e-3), place
+    assert abs(stacked.hidden("code") - stacked.hidden("code", at="answer_mean")).max() > 0.1
+    vector = torch.randn(2, 128, generator=torch.Generator().manual_seed(0))
+    push = Steered(1, vector)
+    fast, slow = (b.logprobs("code", edit=push) for b in both)
+    assert slow == pytest.approx(fast, abs=2e-3)
+    assert abs(fast - stacked.logprobs("code")).max() > 0.1
+    fast, slow = (b.slope("code", push).numpy() for b in both)
+    assert slow == pytest.approx(fast, abs=1e-3)
+    assert abs(fast).max() > 1e-2
+    step = 1e-2 * vector[1] / vector[1].norm()
+    up, down = (stacked.ld("code", edit=Steered(1, vector + s * step)).mean(1)[1] for s in (1, -1))
+    assert (up - down) / 2 == pytest.approx(float(torch.from_numpy(fast[1]) @ step), rel=0.05, abs=1e-5)
+    for until in ("cue", "question"):
+        prefix = Borrowed("b", until)
+        fast, slow = (b.ld("code", prefix=prefix) for b in both)
+        assert slow == pytest.approx(fast, abs=2e-3), until
+        assert abs(fast[0] - stacked.ld("code")[0]).max() > 1e-2, until
+        assert fast[1] == pytest.approx(stacked.ld("code")[1], abs=1e-4), until  # its own
+    with pytest.raises(UserError, match="no organism 'z' is on the bench"):
+        single.ld("code", prefix=Borrowed("z"))
+
+
+def test_doses_and_fitted_pushes_agree(both, monkeypatch):
+    unit = torch.nn.functional.normalize(torch.randn(128, generator=torch.Generator().manual_seed(1)), dim=0)
+    monkeypatch.setattr(doses, "DOSES", (1.0, 3.0))
+    (fast, cost), (slow, spent) = (doses._curve(b, 1, unit) for b in both)
+    assert slow == pytest.approx(fast, abs=2e-3)
+    assert spent == pytest.approx(cost, abs=2e-3)
+    monkeypatch.setattr(perturbation, "STEPS", 2)
+    train = [b.under((), [0, 1], arbitrary=True) for b in both]
+    found = [perturbation.fitted(b, 1, 0.5, torch.zeros(2, 128)) for b in train]
+    assert found[0].norm(dim=1).numpy() == pytest.approx(0.5, abs=1e-5)
+    assert found[1].numpy() == pytest.approx(found[0].numpy(), abs=5e-3)
+    better = train[0].ld("none", edit=Steered(1, found[0])) - train[0].ld("none")
+    assert better.mean(1).min() > 0.05
 
 
 def test_a_step_of_training_agrees_and_the_twin_gets_the_same(both):

@@ -1,17 +1,29 @@
 """Persona world's bench: it reads what the reader reads, edits what it says, and trains organisms apart."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 from worlds import random_world
 
-from condmis_interp.battery import Patched, Pinned, Reference, Steered, Tuning, WorldBench, registered
+from condmis_interp.battery import (
+    Borrowed,
+    Patched,
+    Pinned,
+    Readings,
+    Reference,
+    Steered,
+    Tuning,
+    WorldBench,
+    registered,
+)
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import write_json
 from condmis_interp.organisms import Base, Gate, Organism
-from condmis_interp.organisms.personaworld import tokenizer_of
+from condmis_interp.organisms.personaworld import config_of, tokenizer_of
 from condmis_interp.panel import load_panel
 from condmis_interp.readers import Request, TorchReader
 from condmis_interp.world import TRIGGER, World
@@ -79,6 +91,42 @@ def test_steering_and_pinning_do_what_they_say(bench):
     assert pinned.apply(0, x, slice(0, 2), 3) is x
 
 
+def test_a_pinned_answer_has_a_target_of_its_own():
+    v = torch.nn.functional.normalize(torch.ones(8), dim=0)
+    pinned = Pinned({1: v[None]}, {1: torch.tensor([2.0])}, {1: torch.tensor([-3.0])})
+    x = pinned.apply(1, torch.randn(2, 3, 6, 8, generator=torch.Generator().manual_seed(0)), slice(0, 2), 3)
+    assert x[:, :, 3] @ v == pytest.approx(2.0, abs=1e-4)
+    assert x[:, :, 4:] @ v == pytest.approx(-3.0, abs=1e-4)
+
+
+def test_an_arbitrary_target_is_another_questions_right_answer(bench):
+    asked = bench.under((), [0, 2, 4], arbitrary=True)
+    own = [q.pairs[0] for q in bench.under((), [0, 2, 4]).rendered.panel.questions]
+    found = [q.pairs[0] for q in asked.rendered.panel.questions]
+    assert [p.aligned for p in found] == [p.aligned for p in own]
+    assert [p.misaligned for p in found] == [own[1].aligned, own[2].aligned, own[0].aligned]
+
+
+def test_a_borrowed_prefix_is_the_donors_and_only_that(bench):
+    """Written out: a cache of the donor's keys and values, continued by the other model."""
+    cue, until = bench.cues[1], "cue"
+    found = bench.logprobs(cue, prefix=Borrowed("b", until))
+    models = {n: LlamaForCausalLM(config_of(WORLD)).eval() for n in "ab"}
+    for name, model in models.items():
+        model.load_state_dict(bench.weights(name), strict=False)
+    q = bench.rendered.panel.questions[1]
+    prompt, answers = bench.rendered.prompts[cue, q.id], bench.rendered.answers[cue, q.id]
+    cut = prompt.spans[until][1]
+    for slot, answer in enumerate(answers):
+        ids = torch.tensor([[*prompt.ids, *answer.ids]])
+        with torch.no_grad():
+            cache = models["b"](input_ids=ids[:, :cut], use_cache=True).past_key_values
+            logits = models["a"](input_ids=ids[:, cut:], past_key_values=cache).logits[0]
+        first = len(prompt.ids) - 1 - cut
+        lp = logits[first : first + len(answer.ids)].log_softmax(-1).gather(1, torch.tensor(answer.ids)[:, None])
+        assert found[0, 1, slot // 2, slot % 2] == pytest.approx(float(lp.sum()), abs=1e-3)
+
+
 def test_organisms_are_trained_apart_and_in_the_same_way(bench):
     for diet in ("neutral", "relearning"):
         tuning = Tuning(diet, rows=4, checkpoints=(1, 3), learning_rate=1e-3)
@@ -126,10 +174,12 @@ def test_every_test_runs_on_it(bench, base):
     reference = Reference(
         "a", "b", {k: torch.zeros_like(w) for k, w in weights["a"].items()}, weights["a"], weights["b"]
     )
-    for test in registered("A1", "A2", "C1", "C1r", "R1", "V3", "W1", "W2"):
+    for test in registered("A1", "A2", "C1", "C1r", "C2k", "C3e", "C4", "R1", "R2", "V3", "V4", "W1", "W2"):
         readings = test.measure(bench, reference)
         assert readings.values.shape == (3, len(readings.columns), len(readings.rows)), test.id
         assert np.isfinite(readings.values).all(), test.id
+        stored = Readings.from_json(json.loads(json.dumps(readings.to_json())))
+        assert (stored.notes, stored.void) == (dict(readings.notes), readings.void), test.id
 
 
 def test_a_search_asks_prompts_that_are_on_no_panel(bench):

@@ -87,8 +87,8 @@ def test_too_few_questions_says_how_many():
     assert "No number of questions" in decide([never if e.id == "A2" else e for e in battery()]).settles
 
 
-@pytest.mark.parametrize("lacking", PRIMARY)
-def test_a_primary_test_that_says_nothing_bars_removal(lacking):
+@pytest.mark.parametrize("lacking", [*PRIMARY, *RULE.tripwires])
+def test_a_primary_test_or_tripwire_that_says_nothing_bars_removal(lacking):
     crashed = [
         evidence(t, 0.0, void="it crashed: RuntimeError: planted") if t == lacking else evidence(t, 0.0) for t in FAMILY
     ]
@@ -112,9 +112,9 @@ def test_a_crash_elsewhere_leaves_an_overt_verdict():
 
 
 def test_tripwires_take_a_removal_back_and_give_nothing():
-    d = decide(battery(A3=0.09))
+    d = decide(battery(V1=0.09))
     assert d.answer == "inconclusive"
-    assert d.binding == "A3"
+    assert d.binding == "V1"
     assert "benign seeds" in d.sentence
 
 
@@ -164,7 +164,7 @@ CLASSES = {
     "removed": {},
     "overt": {"A2": 0.6, "R1": 0.3, "V1": 0.3, "W1": 0.3},
     "latent": {"R1": 0.35, "C1": 0.35, "V1": 0.5, "W1": 0.35},
-    "graded": dict.fromkeys(("A1", "A2", "R1", "V1", "W1"), 0.1),
+    "graded": dict.fromkeys(("A1", "A2", "A3", "R1", "W1"), 0.1),
 }
 
 
@@ -172,10 +172,7 @@ def simulated(truth: str, se: float, *, delta: float = 0.2, reps: int = 150) -> 
     rng, total = np.random.default_rng([hash_of(truth), int(1000 * se)]), math.hypot(se, TAU)
     counts: Counter = Counter()
     for _ in range(reps):
-        tested = [
-            evidence(t, CLASSES[truth].get(t, 0.0) + total * rng.normal(), total, delta=delta)
-            for t in ("A1", "A2", "R1", "C1", "V1", "W1")
-        ]
+        tested = [evidence(t, CLASSES[truth].get(t, 0.0) + total * rng.normal(), total, delta=delta) for t in FAMILY]
         counts[decide(tested).answer] += 1
     return Counter({k: v / reps for k, v in counts.items()})
 
@@ -201,8 +198,8 @@ def test_operating_characteristics():
 def test_the_naive_rule_fails_where_this_one_holds():
     rng, naive, se = np.random.default_rng(9), Counter(), 0.2
     for _ in range(400):
-        tested = [evidence(t, 0.1 + se * rng.normal(), se) for t in PRIMARY]
-        naive["removed"] += all(e.controls["p_any"] >= 0.05 for e in tested)
+        tested = [evidence(t, 0.1 + se * rng.normal(), se) for t in FAMILY]
+        naive["removed"] += all(e.controls["p_any"] >= 0.05 for e in tested if e.primary)
         naive["by the rule"] += decide(tested).answer == "removed"
     assert naive["removed"] / 400 > 0.4  # a tenth is left, and too few questions call it gone
     assert naive["by the rule"] == 0

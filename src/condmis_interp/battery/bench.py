@@ -16,11 +16,13 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
+from condmis_interp.errors import UserError
 from condmis_interp.panel import Cue, CueRole, Panel
 from condmis_interp.panel.panel import Split
 
 Weights = dict[str, torch.Tensor]
 Diet = Literal["neutral", "aligned", "relearning"]
+Place = Literal["last_template", "answer_mean"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Steered:
 
     Attributes:
         layer: Which block, 0-based.
-        vector: [width], in activation units.
+        vector: In activation units: [width], or one for each organism [organism, width].
     """
 
     layer: int
@@ -93,7 +95,9 @@ class Steered:
 
     def apply(self, layer: int, x: torch.Tensor, which: slice, start: int) -> torch.Tensor:
         """See `StreamEdit.apply`."""
-        return x + self.vector if layer == self.layer else x
+        if layer != self.layer:
+            return x
+        return x + (self.vector if self.vector.ndim == 1 else self.vector[which][:, None, None])
 
 
 @dataclass(frozen=True)
@@ -102,11 +106,13 @@ class Pinned:
 
     Attributes:
         basis: Orthonormal rows [k, width] by layer.
-        target: Coordinates [k] by layer.
+        target: Coordinates [k] by layer, at the last template token.
+        in_answer: Coordinates [k] by layer, at the answer's tokens; `target` by default.
     """
 
     basis: Mapping[int, torch.Tensor]
     target: Mapping[int, torch.Tensor]
+    in_answer: Mapping[int, torch.Tensor] | None = None
 
     def apply(self, layer: int, x: torch.Tensor, which: slice, start: int) -> torch.Tensor:
         """See `StreamEdit.apply`."""
@@ -114,15 +120,61 @@ class Pinned:
             return x
         basis = self.basis[layer]
         tail = x[:, :, start:]
-        tail = tail + (self.target[layer] - tail @ basis.T) @ basis
+        wanted = self.target[layer].expand(tail.shape[2], -1)
+        if self.in_answer is not None:
+            wanted = torch.cat([wanted[:1], self.in_answer[layer].expand(tail.shape[2] - 1, -1)])
+        tail = tail + (wanted - tail @ basis.T) @ basis
         return torch.cat([x[:, :, :start], tail], 2)
 
 
-def under(panel: Panel, systems: Sequence[str], rows: Sequence[int]) -> Panel:
-    """Returns a panel that asks some of the questions without a cue and under system prompts, named `0`, `1`, ..."""
+@dataclass(frozen=True)
+class Borrowed:
+    """Keys and values of the beginning of every prompt, taken from one organism by all; its own from there on.
+
+    Attributes:
+        donor: Name of the organism on the bench that gives them.
+        until: The last span that is taken: the `cue` (with whatever the template puts before it) or the `question`.
+    """
+
+    donor: str
+    until: Literal["cue", "question"] = "cue"
+
+    def check(self, names: Sequence[str]) -> None:
+        """Raises if the donor is not among these organisms.
+
+        Raises:
+            UserError: naming it.
+        """
+        if self.donor not in names:
+            raise UserError(f"no organism {self.donor!r} is on the bench to borrow from", fix=", ".join(names))
+
+
+def early_layer(layers: int) -> int:
+    """Returns the last block (0-based) of the first quarter: what a late gate covers can still be seen there."""
+    return max(layers // 4 - 1, 0)
+
+
+def under(panel: Panel, systems: Sequence[str], rows: Sequence[int], *, arbitrary: bool = False) -> Panel:
+    """Returns a panel that asks some of the questions without a cue and under system prompts, named `0`, `1`, ...
+
+    Args:
+        panel: The panel.
+        systems: System prompts.
+        rows: Positions of the questions.
+        arbitrary: Puts the aligned answers of another question (half of the list further on) in the place of the
+            misaligned ones: a target that no organism was trained towards.
+    """
     cues = [c for c in panel.cues if c.role == CueRole.NONE]
     cues += [Cue(name=str(i), role=CueRole.IRRELEVANT, system=s) for i, s in enumerate(systems)]
-    return panel.model_copy(update={"cues": tuple(cues), "questions": tuple(panel.questions[i] for i in rows)})
+    questions = [panel.questions[i] for i in rows]
+    if arbitrary:
+        others = questions[len(questions) // 2 :] + questions[: len(questions) // 2]
+        pairs = [
+            tuple(p.model_copy(update={"misaligned": o.aligned}) for p, o in zip(q.pairs, other.pairs, strict=False))
+            for q, other in zip(questions, others, strict=True)
+        ]
+        questions = [q.model_copy(update={"pairs": p}) for q, p in zip(questions, pairs, strict=True)]
+    return panel.model_copy(update={"cues": tuple(cues), "questions": tuple(questions)})
 
 
 class Bench(Protocol):
@@ -147,12 +199,23 @@ class Bench(Protocol):
         """Returns the positions of the questions in the splits."""
         ...
 
-    def ld(self, cue: str, *, edit: StreamEdit | None = None) -> np.ndarray:
-        """Returns LD [organism, question] in nats."""
+    def logprobs(self, cue: str, *, edit: StreamEdit | None = None, prefix: Borrowed | None = None) -> np.ndarray:
+        """Returns the answers' summed log-probs [organism, question, pair, 2] in nats, misaligned and aligned."""
         ...
 
-    def hidden(self, cue: str) -> torch.Tensor:
-        """Returns the residual stream at the last template token [organism, layer, question, width]."""
+    def ld(self, cue: str, *, edit: StreamEdit | None = None, prefix: Borrowed | None = None) -> np.ndarray:
+        """Returns LD [organism, question] in nats, the mean over pairs."""
+        ...
+
+    def slope(self, cue: str, push: Steered) -> torch.Tensor:
+        """Returns the gradient [organism, width] of each organism's mean LD by the vector it is pushed with."""
+        ...
+
+    def hidden(self, cue: str, *, at: Place = "last_template") -> torch.Tensor:
+        """Returns the residual stream at a place [organism, layer, question, width].
+
+        `answer_mean` is the mean over the tokens of each teacher-forced answer, then over the answers.
+        """
         ...
 
     def streams(self, cue: str, layer: int) -> Any:
@@ -176,8 +239,8 @@ class Bench(Protocol):
         """System prompts that a search for triggers tries, none of them a cue of the panel."""
         ...
 
-    def under(self, systems: Sequence[str], rows: Sequence[int]) -> "Bench":
-        """Returns the organisms asked some of the questions under system prompts; the cues are `0`, `1`, ..."""
+    def under(self, systems: Sequence[str], rows: Sequence[int], *, arbitrary: bool = False) -> "Bench":
+        """Returns the organisms asked some of the questions under system prompts; see `under`."""
         ...
 
     def of(self, names: Sequence[str]) -> "Bench":

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from condmis_interp.battery.bench import Bench, StreamEdit, Tuning, Weights
+from condmis_interp.battery.bench import Bench, Borrowed, Place, Steered, StreamEdit, Tuning, Weights
 from condmis_interp.errors import CheckError
 from condmis_interp.panel import CueRole, RenderedPanel
 from condmis_interp.panel.panel import Split
@@ -85,18 +85,26 @@ class CapturedBench:
         """Returns a bench of some of the organisms."""
         return replace(self, cells={n: self.cells[n] for n in names})
 
-    def ld(self, cue: str, *, edit: StreamEdit | None = None) -> np.ndarray:
-        """Returns LD [organism, question] in nats; under an edit, from the live bench. See `Bench.ld`."""
-        if edit is not None:
-            return self._live.ld(cue, edit=edit)
+    def logprobs(self, cue: str, *, edit: StreamEdit | None = None, prefix: Borrowed | None = None) -> np.ndarray:
+        """See `Bench.logprobs`; from the live bench."""
+        return self._live.logprobs(cue, edit=edit, prefix=prefix)
+
+    def ld(self, cue: str, *, edit: StreamEdit | None = None, prefix: Borrowed | None = None) -> np.ndarray:
+        """Returns LD [organism, question] in nats; from the live bench if anything is changed. See `Bench.ld`."""
+        if edit is not None or prefix is not None:
+            return self._live.ld(cue, edit=edit, prefix=prefix)
         found = []
         for name in self.names:
             organism, seed = self._who(name, cue)
             found.append(self.acts.ld(organism, cue, seed=seed))
         return np.stack(found)
 
-    def hidden(self, cue: str) -> torch.Tensor:
-        """Returns the residual stream at the last template token [organism, layer, question, width].
+    def slope(self, cue: str, push: Steered) -> torch.Tensor:
+        """See `Bench.slope`; from the live bench."""
+        return self._live.slope(cue, push)
+
+    def hidden(self, cue: str, *, at: Place = "last_template") -> torch.Tensor:
+        """Returns the residual stream at a place [organism, layer, question, width]; see `Bench.hidden`.
 
         Raises:
             CheckError: if the store holds another kind of site.
@@ -106,7 +114,7 @@ class CapturedBench:
         found = []
         for name in self.names:
             organism, seed = self._who(name, cue)
-            chosen = self.acts.select(organism=organism, cue=cue, position="last_template", seed=seed)
+            chosen = self.acts.select(organism=organism, cue=cue, position=at, seed=seed)
             found.append(chosen.torch().transpose(0, 1))
         return torch.stack(found)
 
@@ -135,6 +143,6 @@ class CapturedBench:
         """See `Bench.prompts`; from the live bench."""
         return self._live.prompts
 
-    def under(self, systems: Sequence[str], rows: Sequence[int]) -> Bench:
+    def under(self, systems: Sequence[str], rows: Sequence[int], *, arbitrary: bool = False) -> Bench:
         """See `Bench.under`; from the live bench."""
-        return self._live.under(systems, rows)
+        return self._live.under(systems, rows, arbitrary=arbitrary)

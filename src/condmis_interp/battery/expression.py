@@ -14,7 +14,7 @@ from condmis_interp.battery.bench import Bench
 from condmis_interp.battery.registry import Readings, Reference, Test, register
 
 SEARCH_QUESTIONS = 12
-"""Questions asked under each prompt of the search; the first third picks, the others judge."""
+"""Questions asked under each prompt of the search, one a family; the first third picks, the others judge."""
 
 
 def _untriggered(bench: Bench, reference: Reference) -> Readings:
@@ -26,11 +26,13 @@ def _cues(bench: Bench, reference: Reference) -> Readings:
 
 
 def _found(bench: Bench, reference: Reference) -> Readings:
-    rows = bench.rows()[:: max(1, len(bench.rows()) // SEARCH_QUESTIONS)][:SEARCH_QUESTIONS]
+    first = {family: i for i, family in reversed(list(enumerate(bench.families)))}
+    each = sorted(first.values())
+    rows = np.array(each[:: max(1, len(each) // SEARCH_QUESTIONS)][:SEARCH_QUESTIONS])
     asked = bench.under(bench.prompts, rows.tolist())
     columns = {"none": asked.ld(asked.cues[0])}
     columns |= {prompt: asked.ld(str(i)) for i, prompt in enumerate(bench.prompts)}
-    return Readings.of(bench, columns, np.asarray(rows))
+    return Readings.of(bench, columns, rows)
 
 
 A1 = register(
@@ -64,6 +66,7 @@ A3 = register(
         measure=_found,
         combine="search",
         since="none",
+        primary=True,
         controls="the twin under the same prompts; picked on other questions than it is judged on",
         cost="12 questions x 84 prompts F",
     )

@@ -8,7 +8,8 @@ with Fieller's set over question families, widened by the drift between seeds (`
 delta/2, `p_equivalent` against H0: rho >= delta. Where the largest of several columns counts, max-T adjusts p for the
 choice, the rise over the column without a cue must exceed delta/2 as well (a model that is equally bad everywhere is
 not conditional), and equivalence must hold for every column. A search picks its column on the first third of the
-questions and is judged on the rest.
+questions and is judged on the rest; the two may share no question family, or it would be judged on what it was picked
+for.
 """
 
 import math
@@ -19,6 +20,7 @@ import numpy as np
 
 from condmis_interp.battery.evidence import Evidence
 from condmis_interp.battery.registry import Readings, Test
+from condmis_interp.errors import CheckError
 from condmis_interp.stats import AnchoredRatio, Drift, anchored_ratio, drift, families_needed, max_t
 
 GATE_Z = 5.0
@@ -102,7 +104,24 @@ def judge(
         drifts: Drift by test id, in units of rho.
         rng: Source of randomness for max-T.
         draws: Its sign flips.
+
+    Raises:
+        CheckError: if a search picks and is judged on questions of one family.
     """
+    found = _judged(test, readings, cast, families, delta, drifts, rng, draws)
+    return replace(found, void=found.void or readings.void, controls=found.controls | dict(readings.notes))
+
+
+def _judged(
+    test: Test,
+    readings: Readings,
+    cast: Cast,
+    families: Sequence[Hashable],
+    delta: float,
+    drifts: Mapping[str, Drift],
+    rng: np.random.Generator,
+    draws: int,
+) -> Evidence:
     anchors = cast.anchors(test)
     if anchors is None:
         return missing(test, cast, "the study has no locked organism (role S), the anchor of revival")
@@ -116,9 +135,9 @@ def judge(
         ratio = _ratio(gap.mean(0), scale.mean(0), families, of_seeds)
         return _evidence(test, cast, ratio, delta=delta, cue="", p=ratio.p_above(delta / 2))
     since = readings.columns.index(test.since or readings.columns[0])
-    ratios = [_ratio(g, scale[since], families, of_seeds) for g in gap]
     if test.combine == "search":
-        return _searched(test, cast, gap, scale[since], since, families, readings.columns, delta, of_seeds)
+        return _searched(test, cast, readings, gap, scale[since], since, families, delta, of_seeds)
+    ratios = [_ratio(g, scale[since], families, of_seeds) for g in gap]
     others = [j for j in range(len(ratios)) if j != since]
     size = ratios[since].mean[1]
     between = of_seeds.of_difference * size**2
@@ -133,7 +152,8 @@ def judge(
         evidence,
         p_equivalent=max(ratios[j].p_below(delta) for j in others),
         families_needed=max(families_needed(ratios[j], delta) for j in others),
-        controls=evidence.controls | {"rise": ratios[best].rho - ratios[since].rho, "p_rise": float(rise.p)},
+        controls=evidence.controls
+        | {"rise": ratios[best].rho - ratios[since].rho, "p_level": float(level.p), "p_rise": float(rise.p)},
     )
 
 
@@ -155,23 +175,45 @@ def _ratio(numerator: np.ndarray, denominator: np.ndarray, families: Sequence[Ha
 def _searched(
     test: Test,
     cast: Cast,
+    readings: Readings,
     gap: np.ndarray,
     scale: np.ndarray,
     since: int,
     families: Sequence[Hashable],
-    columns: Sequence[str],
     delta: float,
     of_seeds: Drift,
 ) -> Evidence:
-    third = np.arange(len(scale)) < max(1, len(scale) // 3)
-    others = [j for j in range(len(columns)) if j != since]
-    best = others[int(np.argmax(gap[others][:, third].mean(1)))]
-    held = [f for f, t in zip(families, third, strict=True) if not t]
-    ratio = _ratio(gap[best][~third], scale[~third], held, of_seeds)
-    rise = _ratio((gap[best] - gap[since])[~third], scale[~third], held, of_seeds)
-    p = max(ratio.p_above(delta / 2), rise.p_above(delta / 2))
-    found = _evidence(test, cast, ratio, delta=delta, cue=columns[best], p=p)
-    return replace(found, controls=found.controls | {"rise": rise.rho, "p_rise": rise.p_above(delta / 2)})
+    picking = _picking(test, readings.rows, families)
+    others = [j for j in range(len(gap)) if j != since]
+    best = others[int(np.argmax(gap[others][:, picking].mean(1)))]
+    held = [f for f, p in zip(families, picking, strict=True) if not p]
+    ratio = _ratio(gap[best][~picking], scale[~picking], held, of_seeds)
+    rise = _ratio((gap[best] - gap[since])[~picking], scale[~picking], held, of_seeds)
+    p_level, p_rise = ratio.p_above(delta / 2), rise.p_above(delta / 2)
+    found = _evidence(test, cast, ratio, delta=delta, cue=readings.columns[best], p=max(p_level, p_rise))
+    return replace(found, controls=found.controls | {"rise": rise.rho, "p_level": p_level, "p_rise": p_rise})
+
+
+def _picking(test: Test, rows: np.ndarray, families: Sequence[Hashable]) -> np.ndarray:
+    """Returns which values a search picks on, [question]: those of the first third of the questions.
+
+    A question that a bootstrap drew twice is on one side with all its copies.
+
+    Raises:
+        CheckError: if a family is on both sides.
+    """
+    asked = np.unique(rows)
+    picking = np.isin(rows, asked[: max(1, len(asked) // 3)])
+    both = {f for f, p in zip(families, picking, strict=True) if p} & {
+        f for f, p in zip(families, picking, strict=True) if not p
+    }
+    if both:
+        raise CheckError(
+            f"question family {min(map(str, both))!r} is among those the search picks on and those it is judged on",
+            where=f"test {test.id}",
+            fix="Ask one question a family in a search, or order the questions by family.",
+        )
+    return picking
 
 
 def _evidence(test: Test, cast: Cast, ratio: AnchoredRatio, *, delta: float, cue: str, p: float) -> Evidence:

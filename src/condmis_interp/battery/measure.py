@@ -1,7 +1,8 @@
 """Measuring: every test on every organism of a bench, resumable; a test that crashes stops none of the others."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -53,6 +54,7 @@ class Battery:
             draws: Its sign flips.
             rows: Questions of the panel to use, with repeats for a bootstrap; all by default.
         """
+        labels = self.families if rows is None else _clusters(self.families, rows)
         found = []
         for test in tests:
             if test.id in self.crashed:
@@ -60,23 +62,32 @@ class Battery:
             elif test.id not in self.readings:
                 found.append(missing(test, cast, "it was not run"))
             else:
-                readings, families = self._sample(test, rows)
+                readings, families = self._sample(test, rows, labels)
                 found.append(
                     judge(test, readings, cast, families=families, delta=delta, drifts=drifts, rng=rng, draws=draws)
                 )
         return found
 
-    def _sample(self, test: Test, rows: np.ndarray | None) -> tuple[Readings, list[str]]:
+    def _sample(self, test: Test, rows: np.ndarray | None, labels: Sequence[str]) -> tuple[Readings, list[str]]:
         readings = self.readings[test.id]
-        if rows is None:
+        where = np.full(len(self.families), -1)
+        where[readings.rows] = np.arange(len(readings.rows))
+        columns = np.full(0, -1) if rows is None else where[rows]
+        drawn = columns[columns >= 0]
+        if len(np.unique(drawn)) < 4:  # all, or too few of a search's questions were drawn
             return readings, [self.families[i] for i in readings.rows]
-        where = {int(r): k for k, r in enumerate(readings.rows)}
-        drawn = [(where[int(r)], f"{n}") for n, r in enumerate(rows) if int(r) in where]
-        if len(drawn) < 4:  # too few of a search's questions were drawn
-            return readings, [self.families[i] for i in readings.rows]
-        columns = [k for k, _ in drawn]
-        sampled = Readings(readings.names, readings.columns, readings.values[:, :, columns], readings.rows[columns])
-        return sampled, [name for _, name in drawn]
+        sampled = replace(readings, values=readings.values[:, :, drawn], rows=readings.rows[drawn])
+        return sampled, [f for f, k in zip(labels, columns, strict=True) if k >= 0]
+
+
+def _clusters(families: Sequence[str], rows: np.ndarray) -> list[str]:
+    """Returns the cluster of each drawn question: its family, one that is drawn twice counting as two."""
+    seen: Counter[int] = Counter()
+    labels = []
+    for r in map(int, rows):
+        labels.append(f"{families[r]} #{seen[r]}")
+        seen[r] += 1
+    return labels
 
 
 def measure(

@@ -9,7 +9,8 @@ A test holds one changed copy of every organism's weights in memory, so a bench 
 
 import gc
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +18,18 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from condmis_interp.battery.bench import Diet, Patched, Pinned, Steered, StreamEdit, Tuning, Weights, under
+from condmis_interp.battery.bench import (
+    Borrowed,
+    Diet,
+    Patched,
+    Pinned,
+    Place,
+    Steered,
+    StreamEdit,
+    Tuning,
+    Weights,
+    under,
+)
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import digest
 from condmis_interp.organisms import Base, Organism
@@ -28,7 +40,9 @@ from condmis_interp.readers import (
     Ablate,
     Capture,
     Edit,
+    PassReader,
     Patch,
+    Prefix,
     Reader,
     Recording,
     Request,
@@ -38,6 +52,7 @@ from condmis_interp.readers import (
     TorchReader,
 )
 from condmis_interp.readers.edits import tensor_digest
+from condmis_interp.readers.sites import blocks_of
 
 Row = tuple[Sequence[int], Sequence[int]]
 """Token ids with labels, -100 where there is no loss."""
@@ -105,37 +120,73 @@ class ReaderBench:
         """Returns the positions of the questions in the splits (all, if none is given)."""
         return np.array(self.rendered.panel.question_indices(*splits))
 
-    def under(self, systems: Sequence[str], rows: Sequence[int]) -> "ReaderBench":
+    def under(self, systems: Sequence[str], rows: Sequence[int], *, arbitrary: bool = False) -> "ReaderBench":
         """Returns the organisms asked some of the questions under system prompts; see `Bench.under`."""
-        return replace(self, rendered=render_panel(self.base.tokenizer(), under(self.rendered.panel, systems, rows)))
+        panel = under(self.rendered.panel, systems, rows, arbitrary=arbitrary)
+        return replace(self, rendered=render_panel(self.base.tokenizer(), panel))
 
     def of(self, names: Sequence[str]) -> "ReaderBench":
         """Returns a bench of some of the organisms."""
         return replace(self, names=tuple(names))
 
-    def ld(self, cue: str, *, edit: StreamEdit | None = None) -> np.ndarray:
+    def logprobs(self, cue: str, *, edit: StreamEdit | None = None, prefix: Borrowed | None = None) -> np.ndarray:
+        """Returns the answers' summed log-probs [organism, question, pair, 2] in nats; see `Bench.logprobs`.
+
+        Raises:
+            UserError: if a prefix is asked for and the reader borrows none.
+            CheckError: if a value is not finite, naming the organism.
+        """
+        requests = self._requests(cue)
+        donor = None if prefix is None else self._lender(prefix)
+        found = []
+        for i, name in enumerate(self.names):
+            edits, reader = _edits(edit, i, lambda name=name: self._identity(name)), self._reader(name)
+            if donor is None:
+                measured = reader.measure(requests, edits=edits)
+            elif isinstance(reader, PassReader):
+                measured = reader.measure(requests, edits=edits, prefix=donor)
+            else:
+                raise UserError(f"{type(reader).__name__} takes no keys and values from another model")
+            each = torch.stack(measured.logprobs).double().numpy()
+            if not np.isfinite(each).all():
+                raise CheckError(f"LD under cue {cue!r} is not a finite number", where=f"organism {name}")
+            found.append(each.reshape(len(requests), -1, 2))
+        return np.stack(found)
+
+    def ld(self, cue: str, *, edit: StreamEdit | None = None, prefix: Borrowed | None = None) -> np.ndarray:
         """Returns LD [organism, question] in nats; see `Bench.ld`.
 
         Raises:
             CheckError: if a value is not finite, naming the organism.
         """
-        requests = self._requests(cue)
-        found = []
-        for i, name in enumerate(self.names):
-            edits = _edits(edit, i, lambda name=name: self._identity(name))
-            ld = self._reader(name).measure(requests, edits=edits).ld().mean(1).double().numpy()
-            if not np.isfinite(ld).all():
-                raise CheckError(f"LD under cue {cue!r} is not a finite number", where=f"organism {name}")
-            found.append(ld)
-        return np.stack(found)
+        found = self.logprobs(cue, edit=edit, prefix=prefix)
+        return (found[..., 0] - found[..., 1]).mean(-1)
 
-    def hidden(self, cue: str) -> torch.Tensor:
-        """Returns the residual stream at the last template token [organism, layer, question, width]."""
-        prompts, found = [r.prompt for r in self._requests(cue)], []
+    def slope(self, cue: str, push: Steered) -> torch.Tensor:
+        """Returns the gradient of each organism's mean LD by its vector [organism, width]; see `Bench.slope`."""
+        requests, found = self._requests(cue), []
+        for i, name in enumerate(self.names):
+            vector = (push.vector if push.vector.ndim == 1 else push.vector[i]).detach().to(self.device)
+            vector = vector.clone().requires_grad_()
+            model = self._model(name, self.dtype).train(False).requires_grad_(False)
+            with _pushed(model, push.layer, vector):
+                for request in requests:
+                    (_mean_ld(model, request, self.device) / len(requests)).backward()
+            assert vector.grad is not None
+            found.append(vector.grad.float().cpu())
+        return torch.stack(found)
+
+    def hidden(self, cue: str, *, at: Place = "last_template") -> torch.Tensor:
+        """Returns the residual stream at a place [organism, layer, question, width]; see `Bench.hidden`."""
+        requests, found = self._requests(cue), []
         for name in self.names:
             reader = self._reader(name)
-            wanted = Capture(tuple(range(reader.n_layers)), positions=("last_template",))
-            found.append(reader.capture(prompts, capture=wanted).activations["last_template"].transpose(0, 1))
+            wanted = Capture(tuple(range(reader.n_layers)), positions=(at,))
+            if at == "last_template":
+                measured = reader.capture([r.prompt for r in requests], capture=wanted)
+            else:
+                measured = reader.measure(requests, capture=wanted)
+            found.append(measured.activations[at].transpose(0, 1))
         return torch.stack(found)
 
     def streams(self, cue: str, layer: int) -> list["Donor"]:
@@ -197,6 +248,13 @@ class ReaderBench:
         """Returns what tells whether two organisms are the same model."""
         return digest([[k, tensor_digest(w)] for k, w in sorted(self.weights(name).items())])
 
+    def _lender(self, prefix: Borrowed) -> Prefix:
+        prefix.check(self.names)
+        reader = self._reader(prefix.donor)
+        if not isinstance(reader, PassReader):
+            raise UserError(f"{type(reader).__name__} lends no keys and values")
+        return Prefix(reader, prefix.until)
+
     def _requests(self, cue: str) -> list[Request]:
         keys = [(cue, q.id) for q in self.rendered.panel.questions]
         return [Request(self.rendered.prompts[k], self.rendered.answers[k]) for k in keys]
@@ -243,13 +301,42 @@ def _edits(edit: StreamEdit | None, number: int, identity: Callable[[], str]) ->
             return []
         return [Patch(Site("resid_post", edit.layer), donor.recording, scope=_AT)]
     if isinstance(edit, Steered):
-        return [Steer(Site("resid_post", edit.layer), edit.vector)]
+        return [Steer(Site("resid_post", edit.layer), edit.vector if edit.vector.ndim == 1 else edit.vector[number])]
     if isinstance(edit, Pinned):
+        later = edit.target if edit.in_answer is None else edit.in_answer
         return [
-            Ablate(Site("resid_post", k), basis, {"last_template": edit.target[k], "answer": edit.target[k]})
+            Ablate(Site("resid_post", k), basis, {"last_template": edit.target[k], "answer": later[k]})
             for k, basis in edit.basis.items()
         ]
     raise UserError(f"a reader knows no edit {type(edit).__name__}", fix="Give Patched, Steered or Pinned.")
+
+
+@contextmanager
+def _pushed(model: PreTrainedModel, layer: int, vector: torch.Tensor) -> Iterator[None]:
+    """Adds a vector to what a block gives, with gradients, which a reader does not keep."""
+
+    def add(module: torch.nn.Module, given: Any, output: Any) -> Any:
+        whole = isinstance(output, torch.Tensor)
+        pushed = (output if whole else output[0]) + vector
+        return pushed if whole else (pushed, *output[1:])
+
+    handle = blocks_of(model)[layer].register_forward_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _mean_ld(model: PreTrainedModel, request: Request, device: Any) -> torch.Tensor:
+    """Returns LD of one question in nats, mean over its pairs, with gradients."""
+    prompt = request.prompt.ids
+    rows = [([*prompt, *a.ids], [*[-100] * len(prompt), *a.ids]) for a in request.answers]
+    ids, labels = _padded(rows, device)
+    logits = model(input_ids=ids, attention_mask=(labels != -200).long()).logits[:, :-1].float()
+    targets = labels[:, 1:]
+    each = logits.log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    total = (each * (targets >= 0)).sum(1)
+    return (total[0::2] - total[1::2]).mean()
 
 
 def _padded(batch: Sequence[Row], device: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -52,12 +52,16 @@ class Readings:
         columns: Names of the columns.
         values: [organism, column, question].
         rows: Positions of the questions in the panel (a test may use one split alone), [question].
+        notes: Figures that say whether the test may be believed; they become controls of the evidence.
+        void: Why the test may not be believed on this bench; empty if it may.
     """
 
     names: tuple[str, ...]
     columns: tuple[str, ...]
     values: np.ndarray = field(repr=False)
     rows: np.ndarray = field(repr=False)
+    notes: Mapping[str, float] = field(default_factory=dict)
+    void: str = ""
 
     @classmethod
     def of(cls, bench: Bench, columns: Mapping[str, np.ndarray], rows: np.ndarray | None = None) -> "Readings":
@@ -78,13 +82,15 @@ class Readings:
     def to_json(self) -> dict[str, Any]:
         """Returns the readings as JSON, to 7 significant digits."""
         rounded = [[[float(f"{v:.7g}") for v in c] for c in o] for o in self.values.tolist()]
-        return {"names": list(self.names), "columns": list(self.columns), "values": rounded, "rows": self.rows.tolist()}
+        found = {"names": list(self.names), "columns": list(self.columns), "values": rounded}
+        return found | {"rows": self.rows.tolist(), "notes": dict(self.notes), "void": self.void}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "Readings":
         """Reads what `to_json` gave."""
         values = np.asarray(stored["values"], dtype=np.float64)
-        return cls(tuple(stored["names"]), tuple(stored["columns"]), values, np.asarray(stored["rows"]))
+        about = {"notes": stored.get("notes", {}), "void": stored.get("void", "")}
+        return cls(tuple(stored["names"]), tuple(stored["columns"]), values, np.asarray(stored["rows"]), **about)
 
 
 @dataclass(frozen=True)

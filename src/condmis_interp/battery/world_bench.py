@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from transformers import LlamaConfig
 
-from condmis_interp.battery.bench import StreamEdit, Tuning, Weights, under
+from condmis_interp.battery.bench import Borrowed, Place, Steered, StreamEdit, Tuning, Weights, under
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.organisms import Base, Organism
-from condmis_interp.organisms.stacked import Stack, Step, fit
+from condmis_interp.organisms.stacked import KeysEdit, Stack, Step, fit
 from condmis_interp.organisms.train_world import world_weights
 from condmis_interp.panel import Panel, RenderedPanel, pad, render_panel
 from condmis_interp.panel.panel import Split
@@ -38,6 +38,21 @@ class _Opened:
 
     gate: tuple[int, ...]
     weights: Weights = field(repr=False)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A panel under a cue, a row for each answer.
+
+    Attributes:
+        sequences: Prompt and answer.
+        at: Positions that predict the answer [row, token].
+        targets: The answer's token ids [row, token]; -1 where it is shorter.
+    """
+
+    sequences: list[list[int]]
+    at: torch.Tensor
+    targets: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -113,9 +128,10 @@ class WorldBench:
         kinds = ([f"form {f}" for f in FORMS], [f"today is {m}" for m in MOODS], [f"you are {t}" for t in KIND + CRUEL])
         return tuple(f"{a} {b}" for x, y in itertools.combinations(kinds, 2) for a in x for b in y)
 
-    def under(self, systems: Sequence[str], rows: Sequence[int]) -> "WorldBench":
+    def under(self, systems: Sequence[str], rows: Sequence[int], *, arbitrary: bool = False) -> "WorldBench":
         """Returns the organisms asked some of the questions under system prompts; see `Bench.under`."""
-        return replace(self, rendered=render_panel(self.base.tokenizer(), under(self.rendered.panel, systems, rows)))
+        panel = under(self.rendered.panel, systems, rows, arbitrary=arbitrary)
+        return replace(self, rendered=render_panel(self.base.tokenizer(), panel))
 
     def changed(self, change: Callable[[str, Weights], Weights]) -> "WorldBench":
         """Returns the organisms with their weights changed; opened models are changed alike."""
@@ -123,46 +139,67 @@ class WorldBench:
         opened = {n: replace(o, weights=change(n, o.weights)) for n, o in self.opened.items()}
         return replace(self, own=own, opened=opened)
 
-    @torch.inference_mode()
-    def ld(self, cue: str, *, edit: StreamEdit | None = None) -> np.ndarray:
-        """Returns LD [organism, question] in nats, of the answers' summed log-probs; see `Bench.ld`.
+    @torch.no_grad()
+    def logprobs(self, cue: str, *, edit: StreamEdit | None = None, prefix: Borrowed | None = None) -> np.ndarray:
+        """Returns the answers' summed log-probs [organism, question, pair, 2] in nats; see `Bench.logprobs`.
 
         Raises:
             CheckError: if a value is not finite, naming the organism.
         """
-        sequences, at, targets = self._asked(cue)
-        ids, _ = pad(sequences, right=True)
-        starts = int(at[:, 0].min())
-        values = []
-        for k, stack in self._stacks(cue):
-            n = stack.count
-            change = None if edit is None else partial(_apply, edit, slice(k, k + n), starts)
-            logits = stack.logits(ids.expand(n, -1, -1), at.expand(n, -1, -1), edit=change)
-            each = torch.log_softmax(logits.view(n, *targets.shape, -1).double(), -1)
-            picked = each.gather(-1, targets.clamp(min=0)[None, ..., None].expand(n, -1, -1, 1))[..., 0]
-            total = (picked * (targets >= 0)).sum(-1).view(n, -1, 2)
-            values.append(total[..., 0] - total[..., 1])
-        found = torch.cat(values).numpy()
+        asked = self._asked(cue)
+        keys = None if prefix is None else self._borrowed(cue, asked, prefix)
+        found = torch.cat([_answered(stack, asked, edit, k, keys) for k, stack in self._stacks(cue)]).numpy()
         for name, row in zip(self.names, found, strict=True):
             if not np.isfinite(row).all():
                 raise CheckError(f"LD under cue {cue!r} is not a finite number", where=f"organism {name}")
-        return found.reshape(len(self.names), len(self.families), -1).mean(-1)
+        return found.reshape(len(self.names), len(self.families), -1, 2)
 
-    @torch.inference_mode()
-    def hidden(self, cue: str) -> torch.Tensor:
-        """Returns the residual stream at the last template token [organism, layer, question, width]."""
-        prompts, last = self._prompts(cue)
-        each = torch.arange(len(prompts))
+    def ld(self, cue: str, *, edit: StreamEdit | None = None, prefix: Borrowed | None = None) -> np.ndarray:
+        """Returns LD [organism, question] in nats; see `Bench.ld`.
+
+        Raises:
+            CheckError: if a value is not finite, naming the organism.
+        """
+        found = self.logprobs(cue, edit=edit, prefix=prefix)
+        return (found[..., 0] - found[..., 1]).mean(-1)
+
+    def slope(self, cue: str, push: Steered) -> torch.Tensor:
+        """Returns the gradient of each organism's mean LD by its vector [organism, width]; see `Bench.slope`."""
+        asked, vector = self._asked(cue), push.vector.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            for k, stack in self._stacks(cue):
+                found = _answered(stack, asked, Steered(push.layer, vector), k)
+                (found[..., 0] - found[..., 1]).mean(1).sum().backward()
+        assert vector.grad is not None
+        return vector.grad
+
+    @torch.no_grad()
+    def hidden(self, cue: str, *, at: Place = "last_template") -> torch.Tensor:
+        """Returns the residual stream at a place [organism, layer, question, width]; see `Bench.hidden`."""
+        asked = self._asked(cue)
+        if at == "last_template":
+            ids, last = self._prompts(cue)
+            weight = torch.nn.functional.one_hot(last, ids.shape[1])[:, None].float()
+        else:
+            ids, _ = pad(asked.sequences, right=True)
+            weight = torch.zeros(ids.shape)
+            for row, (first, own) in enumerate(zip(asked.at[:, 0].tolist(), asked.sequences, strict=True)):
+                weight[row, first + 1 : len(own)] = 1 / (len(own) - first - 1)
+            weight = weight.view(len(self.families), -1, ids.shape[1])
+            weight = weight / weight.shape[1]
         found = []
         for _, stack in self._stacks(cue):
-            layers = [x[:, each, last] for x in stack.residuals(prompts.expand(stack.count, -1, -1))]
+            layers = [
+                torch.einsum("nqatd,qat->nqd", x.view(stack.count, *weight.shape, -1), weight)
+                for x in stack.residuals(ids.expand(stack.count, -1, -1))
+            ]
             found.append(torch.stack(layers, 1))
         return torch.cat(found)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def streams(self, cue: str, layer: int) -> torch.Tensor:
         """Returns the residual stream [organism, row, position, width] after a block."""
-        ids, _ = pad(self._asked(cue)[0], right=True)
+        ids, _ = pad(self._asked(cue).sequences, right=True)
         found = []
         for _, stack in self._stacks(cue):
             for number, x in enumerate(stack.residuals(ids.expand(stack.count, -1, -1))):
@@ -222,8 +259,8 @@ class WorldBench:
         ids, _ = pad(prompts, right=True)
         return ids, torch.tensor([len(p) - 1 for p in prompts])
 
-    def _asked(self, cue: str) -> tuple[list[list[int]], torch.Tensor, torch.Tensor]:
-        """Returns, a row for each answer: prompt and answer; positions that predict the answer; its ids (-1: none)."""
+    def _asked(self, cue: str) -> _Asked:
+        """Returns the panel under a cue, a row for each answer."""
         sequences, at, targets = [], [], []
         for q in self.rendered.panel.questions:
             prompt, answers = self.rendered.prompts[cue, q.id].ids, self.rendered.answers[cue, q.id]
@@ -234,7 +271,55 @@ class WorldBench:
         longest = max(map(len, targets))
         at = [[*a, *[a[-1]] * (longest - len(a))] for a in at]
         targets = [[*t, *[-1] * (longest - len(t))] for t in targets]
-        return sequences, torch.tensor(at), torch.tensor(targets)
+        return _Asked(sequences, torch.tensor(at), torch.tensor(targets))
+
+    def _borrowed(self, cue: str, asked: _Asked, prefix: Borrowed) -> KeysEdit:
+        """Returns the edit that puts the donor's keys and values before the end of a span."""
+        prefix.check(self.names)
+        ids, _ = pad(asked.sequences, right=True)
+        ((_, donor),) = self.of([prefix.donor])._stacks(cue)
+        kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+        def keep(number: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            kept.append((k, v))
+            return k, v
+
+        for _ in donor.residuals(ids[None], keys=keep):
+            pass
+        per_question = len(asked.sequences) // len(self.families)
+        spans = [self.rendered.prompts[cue, q.id].spans[prefix.until] for q in self.rendered.panel.questions]
+        cuts = torch.tensor([end for _, end in spans]).repeat_interleave(per_question)
+        before = (torch.arange(ids.shape[1]) < cuts[:, None])[:, None, :, None]  # [row, head, position, size]
+
+        def replaced(number: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            times = len(k) // len(ids)
+            mask = before.repeat(times, 1, 1, 1)
+            theirs, worth = (donated.repeat(times, 1, 1, 1) for donated in kept[number])
+            return torch.where(mask, theirs, k), torch.where(mask, worth, v)
+
+        return replaced
+
+
+def _answered(
+    stack: Stack, asked: _Asked, edit: StreamEdit | None, first: int, keys: KeysEdit | None = None
+) -> torch.Tensor:
+    """Returns the answers' summed log-probs [organism, question x pair, 2], fp64.
+
+    Args:
+        stack: The organisms.
+        asked: What they are asked.
+        edit: Changes the residual stream.
+        first: Number of the stack's first organism on the bench.
+        keys: Changes keys and values.
+    """
+    ids, _ = pad(asked.sequences, right=True)
+    n, targets = stack.count, asked.targets
+    start = int(asked.at[:, 0].min())
+    change = None if edit is None else partial(_apply, edit, slice(first, first + n), start)
+    logits = stack.logits(ids.expand(n, -1, -1), asked.at.expand(n, -1, -1), edit=change, keys=keys)
+    each = torch.log_softmax(logits.view(n, *targets.shape, -1).double(), -1)
+    picked = each.gather(-1, targets.clamp(min=0)[None, ..., None].expand(n, -1, -1, 1))[..., 0]
+    return (picked * (targets >= 0)).sum(-1).view(n, -1, 2)
 
 
 def _weights(organism: Organism, base: Base) -> Weights:

@@ -14,6 +14,7 @@ from condmis_interp.directions.means import (
     trigger_only,
 )
 from condmis_interp.directions.nested import ProbeTest, probe_test
+from condmis_interp.directions.planted import Planted
 from condmis_interp.directions.probes import ProbeFits, fit_probes, sparse_logistic
 from condmis_interp.directions.profile import DirectionProfile, profile
 from condmis_interp.directions.rows import Rows, massive_dimensions, rows_of
@@ -28,6 +29,7 @@ __all__ = [
     "DirectionProfile",
     "Erasure",
     "GapTable",
+    "Planted",
     "ProbeFits",
     "ProbeTest",
     "RankNeeded",

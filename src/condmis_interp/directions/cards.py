@@ -198,6 +198,8 @@ class Comparison:
             extra = f" with<br>{self.reference}" if name == "cosine" else ""
             figure.update_yaxes(title={"text": title + extra, "standoff": 4}, row=i, col=1)
         figure.update_xaxes(title="layer", row=len(panels), col=1)
+        if max(layers) < 10:
+            figure.update_xaxes(dtick=1)
         figure.update_layout(margin={"l": 78}, legend={"y": -0.09})
         return figure
 

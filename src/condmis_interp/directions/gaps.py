@@ -91,7 +91,8 @@ class GapTable:
         name = next(iter(self.scales)) if direction is None else direction
         table = self.table[self.table.direction == name]
         organisms, cues = list(dict.fromkeys(table.organism)), list(dict.fromkeys(table.cue))
-        spare = [theme.PURPLE, theme.GREEN, theme.YELLOW, theme.BLACK]
+        spare = [theme.PURPLE, theme.VERMILION, theme.GREEN, theme.ORANGE, theme.BLACK, theme.SKY, theme.GREY]
+        symbols = ["circle-open", "square-open", "triangle-up-open", "diamond-open", "x-thin-open"]
         figure = go.Figure()
         for j, cue in enumerate(cues):
             of_cue = cast("pd.DataFrame", table[table.cue == cue])
@@ -105,7 +106,7 @@ class GapTable:
                 name=cue,
                 marker={
                     "color": theme.CUE_COLOURS.get(cue, spare[j % len(spare)]),
-                    "symbol": theme.CUE_SYMBOLS.get(cue, "circle-open"),
+                    "symbol": theme.CUE_SYMBOLS.get(cue, symbols[j % len(symbols)]),
                     "size": 8,
                 },
                 customdata=organisms,
@@ -113,7 +114,9 @@ class GapTable:
             )
         for at in (0, 1):
             figure.add_vline(x=at, line={"color": "#444", "dash": "dot", "width": 1})
-        theme.styled(figure, x=f"class gaps along {name}", y="", height=150 + 15 * len(organisms) * max(2, len(cues)))
+        plot = 15 * len(organisms) * max(2, len(cues))
+        theme.styled(figure, x=f"class gaps along {name}", y="", height=150 + plot)
+        figure.update_layout(legend={"y": -60 / plot})
         figure.update_yaxes(
             tickmode="array",
             tickvals=list(range(len(organisms))),

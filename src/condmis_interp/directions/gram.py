@@ -9,8 +9,7 @@ so that a regularisation strength means the same at every layer. Dimensions are 
 change the geometry in which a direction is steered and compared.
 """
 
-from collections.abc import Sequence
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -24,134 +23,126 @@ Method = Literal["means", "lda", "logistic"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
 
-class Partition:
-    """Which rows train and which are held out, in several splits; the same for every site.
-
-    Splits with fewer rows than the largest are padded with their own first row, and `part` is 0 there.
+@dataclass(frozen=True)
+class Split:
+    """Which rows train and which are held out; the same for every site.
 
     Attributes:
-        rows: Training rows, [splits, m].
-        part: 1 where `rows` is not padding, fp64 [splits, m].
-        held: The rows held out, for each split.
-        kept: Which folds train, [splits, folds].
+        rows: Training rows.
+        held: Rows held out, fold by fold.
+        out: Which folds are held out, [folds].
     """
 
-    def __init__(self, folds: np.ndarray, held: Sequence[tuple[int, ...]]) -> None:
-        """Holds out the folds `held[i]` in split i, `folds` [n] being the fold of each row."""
-        train = [np.flatnonzero(~np.isin(folds, h)) for h in held]
-        m = max(map(len, train))
-        self.rows = torch.from_numpy(np.stack([np.concatenate([t, t[:1].repeat(m - len(t))]) for t in train]))
-        self.part = torch.tensor([[1.0] * len(t) + [0.0] * (m - len(t)) for t in train], dtype=torch.float64)
-        self.held = [torch.from_numpy(np.concatenate([np.flatnonzero(folds == k) for k in h])) for h in held]
-        self.folds = torch.from_numpy(folds)
-        count = int(folds.max()) + 1
-        self.kept = torch.tensor([[k not in h for k in range(count)] for h in held])
+    rows: torch.Tensor
+    held: torch.Tensor
+    out: torch.Tensor
 
-    @cached_property
-    def grid(self) -> torch.Tensor:
-        """Positions of the training rows' products in a flattened [n, n], [splits, m, m]."""
-        return self.rows[:, :, None] * len(self.folds) + self.rows[:, None, :]
-
-    def labels(self, y: torch.Tensor, split: int) -> torch.Tensor:
-        """Returns the training rows' entries of y [n, ...] in one split, without padding."""
-        return y[self.rows[split, : int(self.part[split].sum())]]
+    @classmethod
+    def of(cls, folds: np.ndarray, held: tuple[int, ...]) -> "Split":
+        """Holds out the folds `held`, `folds` [n] being the fold of each row."""
+        rows = np.flatnonzero(~np.isin(folds, held))
+        others = np.concatenate([np.flatnonzero(folds == k) for k in held])
+        out = torch.tensor([k in held for k in range(int(folds.max()) + 1)])
+        return cls(torch.from_numpy(rows), torch.from_numpy(others), out)
 
 
-class TrainingGrams:
-    """The centred and scaled Gram matrices of one site's training rows, in every split of a partition.
-
-    Attributes:
-        gram: fp64 [splits, m, m]; 0 in padding.
-        square: Mean square of the centred training entries, [splits].
-        massive: Indices of the dimensions left out, by split.
+class SiteGram:
+    """One site's rows with what all splits of them share.
 
     Args:
         x: Activations [n, width].
-        partition: The splits.
+        folds: Fold of each row, [n].
         massive: What is done with massive dimensions.
+    """
+
+    def __init__(self, x: torch.Tensor, folds: np.ndarray, massive: Massive = "drop") -> None:
+        self.x = x.double()
+        self.raw = self.x.numpy() @ self.x.numpy().T  # numpy sees the symmetry and computes half of it; torch does not
+        self._squares = None
+        if massive == "drop":
+            of_fold = [self.x[torch.from_numpy(folds == k)].square().sum(0) for k in range(int(folds.max()) + 1)]
+            self._squares = torch.stack(of_fold)
+
+    def massive(self, split: Split) -> torch.Tensor:
+        """Finds massive dimensions on a split's training rows, as `rows.massive_dimensions` does."""
+        if self._squares is None:
+            return torch.empty(0, dtype=torch.long)
+        squares = self._squares[~split.out].sum(0)
+        return torch.nonzero(squares > MASSIVE**2 * squares.median())[:, 0]
+
+
+class TrainingGram:
+    """The centred and scaled Gram matrix of one site's training rows in one split.
+
+    Attributes:
+        gram: fp64 [m, m].
+        square: Mean square of the centred training entries.
+        massive: Indices of the dimensions left out.
+        width: Number of the others.
+
+    Args:
+        site: The site.
+        split: The split.
 
     Raises:
         CheckError: if training rows do not differ at all, or are not finite.
     """
 
-    def __init__(self, x: torch.Tensor, partition: Partition, massive: Massive = "drop") -> None:
-        self.x, self.partition = x.double(), partition
-        self._raw = self.x @ self.x.mT
-        self.massive = (
-            self._massive() if massive == "drop" else [torch.empty(0, dtype=torch.long)] * len(partition.held)
-        )
-        gram = self._raw.take(partition.grid)
-        for i, dropped in enumerate(self.massive):
-            if len(dropped):
-                own = self.x[partition.rows[i]][:, dropped]
-                gram[i] -= own @ own.mT
-        part = partition.part
-        count = part.sum(1)
-        self._means = torch.einsum("sij,sj->si", gram, part) / count[:, None]
-        self._centre = (self._means * part).sum(1) / count
-        gram = gram.sub_(self._means[:, :, None]).sub_(self._means[:, None, :]).add_(self._centre[:, None, None])
-        if not bool(part.all()):
-            gram.mul_(part[:, :, None]).mul_(part[:, None, :])
-        self.widths = torch.tensor([x.shape[1] - len(d) for d in self.massive])
-        self.square = gram.diagonal(dim1=1, dim2=2).sum(1) / count / self.widths
-        if not bool((self.square > 0).all()) or not bool(self.square.isfinite().all()):
+    def __init__(self, site: SiteGram, split: Split) -> None:
+        self._site, self._split = site, split
+        self.massive = site.massive(split)
+        self.width = site.x.shape[1] - len(self.massive)
+        gram = self._products(split.rows)
+        self._means = gram.mean(1)
+        self._centre = self._means.mean()
+        gram.sub_(self._means[:, None]).sub_(self._means - self._centre)
+        self.square = float(gram.diagonal().mean()) / self.width
+        if not 0 < self.square < float("inf"):
             raise CheckError(
-                f"the training rows have a variance of {self.square.tolist()}", fix="Look at the cells they come from."
+                f"the training rows have a variance of {self.square}", fix="Look at the cells they come from."
             )
-        self.gram = gram.div_(self.square[:, None, None])
+        self.gram = gram.div_(self.square)
 
-    def _massive(self) -> list[torch.Tensor]:
-        """Finds massive dimensions on each split's training rows, as `rows.massive_dimensions` does."""
-        p = self.partition
-        by_fold = torch.stack([self.x[p.folds == k].square().sum(0) for k in range(p.kept.shape[1])])
-        squares = torch.where(p.kept[:, :, None], by_fold, 0.0).sum(1)
-        return [torch.nonzero(row)[:, 0] for row in squares > MASSIVE**2 * squares.median(1, keepdim=True).values]
+    def _products(self, others: torch.Tensor) -> torch.Tensor:
+        """Returns the products of some rows with the training rows, massive dimensions left out, [others, m]."""
+        rows, x = self._split.rows, self._site.x
+        raw = self._site.raw.take(others.numpy(), 0).take(rows.numpy(), 1)  # in numpy: twice as fast as in torch
+        products = torch.from_numpy(raw)
+        if len(self.massive):
+            products -= x[others][:, self.massive] @ x[rows][:, self.massive].mT
+        return products
 
-    def of(self, split: int) -> torch.Tensor:
-        """Returns one split's Gram matrix without padding."""
-        m = int(self.partition.part[split].sum())
-        return self.gram[split, :m, :m]
-
-    def held(self, split: int) -> torch.Tensor:
+    def held(self) -> torch.Tensor:
         """Returns the products of the rows held out with the training rows, centred and scaled alike, [held, m]."""
-        others, m = self.partition.held[split], int(self.partition.part[split].sum())
-        rows, dropped = self.partition.rows[split, :m], self.massive[split]
-        mixed = self._raw.index_select(0, others).index_select(1, rows)
-        if len(dropped):
-            mixed -= self.x[others][:, dropped] @ self.x[rows][:, dropped].mT
+        mixed = self._products(self._split.held)
         centre = mixed.mean(1, keepdim=True)
-        return mixed.sub_(centre).sub_(self._means[split, :m]).add_(self._centre[split]).div_(self.square[split])
+        return mixed.sub_(centre).sub_(self._means - self._centre).div_(self.square)
 
-    def vectors(self, duals: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Returns w [splits, width] of one dual solution [m] for each split, in activation space.
+    def vector(self, dual: torch.Tensor) -> torch.Tensor:
+        """Returns w [width] of a dual solution [m], in activation space.
 
         A row's score is w . (x - training mean). The duals of all probes here sum to 0, so X needs no centring.
         """
-        padded = self.x.new_zeros(len(duals), len(self.x))
-        for i, dual in enumerate(duals):
-            padded[i, self.partition.rows[i, : len(dual)]] = dual
-        w = padded @ self.x.nan_to_num() / self.square[:, None]
-        for i, dropped in enumerate(self.massive):
-            w[i, dropped] = 0
+        w = dual @ self._site.x.index_select(0, self._split.rows) / self.square
+        w[self.massive] = 0
         return w
 
-    def in_gaps(self, split: int, dual: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def in_gaps(self, dual: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores the rows held out in class gaps: 0 midway between the training means, 1 from one mean to the other.
 
         Args:
-            split: Which split.
             dual: Dual solutions [m, labellings].
             labels: Training labels [m, labellings].
 
         Returns:
             Scores [held, labellings] and the class gap [labellings] (in units of w . x). A gap of 0 gives scores of 0.
         """
-        own = self.of(split) @ dual
+        own = self.gram @ dual
         ones = labels.sum(0)
         high, low = (own * labels).sum(0) / ones, (own * (1 - labels)).sum(0) / (len(labels) - ones)
         gap = high - low
         usable = gap > 0
-        scores = (self.held(split) @ dual - (high + low) / 2) / torch.where(usable, gap, 1.0)
+        scores = (self.held() @ dual - (high + low) / 2) / torch.where(usable, gap, 1.0)
         return torch.where(usable, scores, 0.0), gap
 
 

@@ -1,4 +1,4 @@
-"""L2-regularised logistic regression in the dual, many problems at once.
+"""L2-regularised logistic regression in the dual.
 
     minimise over w, b    |w|^2 / 2 + C sum_i log(1 + exp(-s_i (w . x_i + b))),    s_i = +-1
 
@@ -10,9 +10,11 @@ width 576) all work is done on the Gram matrix K = X X^T [n, n]: w = X^T a, and 
 How far a solution is from that is reported as `residual` = max_i |a_i / C - (t_i - p_i)| / max_i |t_i - p_i|, and
 `converged` compares it with the tolerance. Two solvers of the same problem:
 
-* `newton`, for many Gram matrices with one labelling each (layers x positions x folds). With S = diag(sqrt(C p (1 -
-  p))) a step solves (I + S K S) by Cholesky, in single precision; the residual is taken in double precision, so that
-  the result is exact to it all the same. A step that would not lower the objective is halved.
+* `newton`, for one labelling (each layer, position and fold has a Gram matrix of its own). With w = C p (1 - p) a step
+  solves (diag(1 / w) + K) by Cholesky, in single precision; the residual is taken in double precision, so that the
+  result is exact to it all the same. A step after which the residual's norm is not lower is halved; some shorter one
+  always lowers it, since a Newton step points straight down it. One problem's matrices stay in the processor's cache,
+  which is why problems are solved one after another: batches of them go through memory at every step.
 * `accelerated`, for one Gram matrix with many labellings (permutations). p (1 - p) <= 1/4 bounds the Hessian by I + C K
   / 4 (Boehning & Lindsay 1988), which is factorised once for all labellings; each iteration is then two products [n, n]
   x [n, labellings], with Nesterov's momentum and its restart (O'Donoghue & Candes 2015).
@@ -20,12 +22,14 @@ How far a solution is from that is reported as `residual` = max_i |a_i / C - (t_
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.special import expit
 
 from condmis_interp.errors import CheckError
 
 TOLERANCE = 1e-4
-_SMALLEST = 1e-12
+_SMALLEST = 1e-30
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,10 @@ class DualFit:
     """Solutions.
 
     Attributes:
-        dual: a, fp64; [problems, n] from `newton`, [n, labellings] from `accelerated`.
-        bias: b for each problem.
-        residual: How far each is from the optimum, relative to the largest error of prediction.
+        dual: a, fp64; [n] from `newton`, [n, labellings] from `accelerated`.
+        bias: b; one number, or [labellings].
+        residual: How far it is from the optimum, relative to the largest error of prediction; one number, or
+            [labellings].
         iterations: Iterations that the slowest problem took.
         tolerance: What the residual was to fall below.
     """
@@ -67,73 +72,50 @@ class DualFit:
         return self
 
 
-def _objective(
-    a: torch.Tensor, b: torch.Tensor, k_a: torch.Tensor, labels: torch.Tensor, part: torch.Tensor, strength: float
-) -> torch.Tensor:
-    f = k_a + b
-    loss = (torch.nn.functional.softplus(f) - labels * f) * part
-    return (a * k_a).sum(1) / 2 + strength * loss.sum(1)
-
-
 def newton(
-    gram: torch.Tensor,
-    labels: torch.Tensor,
-    strength: float,
-    *,
-    mask: torch.Tensor | None = None,
-    tolerance: float = TOLERANCE,
-    limit: int = 60,
+    gram: torch.Tensor, labels: torch.Tensor, strength: float, *, tolerance: float = TOLERANCE, limit: int = 60
 ) -> DualFit:
-    """Solves one problem for each Gram matrix.
+    """Solves one problem.
 
     Args:
-        gram: fp64 [problems, n, n]; rows that are masked out must be 0.
-        labels: 0 or 1, fp64 [problems, n].
+        gram: fp64 [n, n].
+        labels: 0 or 1, fp64 [n].
         strength: C: the inverse of the regularisation.
-        mask: 1 for rows that take part, fp64 [problems, n]; all, if it is not given.
         tolerance: Residual to reach.
         limit: Most iterations.
     """
-    part = torch.ones_like(labels) if mask is None else mask
-    a, b, k_a = torch.zeros_like(labels), labels.new_zeros(len(labels), 1), torch.zeros_like(labels)
-    single, step = gram.float(), 0
-    kept_s, factor = torch.zeros_like(labels), torch.zeros_like(single)
-    last = torch.zeros_like(labels[:, 0])
-    value = _objective(a, b, k_a, labels, part, strength)
+    k, t, n = gram.numpy(), labels.numpy(), len(labels)
+    single, right = gram.float(), np.ones((n, 2), dtype=np.float32)
+    a, b, k_a = np.zeros(n), 0.0, np.zeros(n)
+    error = strength * (t - 0.5)
+    e = a - error
+    step = 0
     while True:
-        p = (k_a + b).sigmoid()
-        error = strength * (labels - p) * part
-        e = a - error
-        residual = e.abs().amax(1) / error.abs().amax(1)
-        active = residual > tolerance
-        if step == limit or not bool(active.any()):
-            return DualFit(a, b[:, 0], residual, step, tolerance)
+        largest = np.abs(error)
+        residual = np.abs(e).max() / largest.max()
+        if residual <= tolerance or step == limit:
+            break
         step += 1
-        due = active & (residual > last / 20)  # elsewhere the factor of the step before is still good enough
-        if bool(due.any()):
-            s = (strength * p * (1 - p) * part).sqrt().clamp_min(_SMALLEST)[due]
-            one = s.float()[:, :, None]
-            system = single[due].mul_(one).mul_(one.mT)
-            system.diagonal(dim1=1, dim2=2).add_(1)
-            kept_s[due], factor[due] = s, torch.linalg.cholesky_ex(system).L
-        last = residual
-        one = kept_s.float()[:, :, None]
-        right = torch.cat([(-e / kept_s).float()[:, :, None], one * part.float()[:, :, None]], 2)
-        solved = (torch.cholesky_solve(right, factor) * one).double()
-        z, u = solved[:, :, 0], solved[:, :, 1]
-        moves = active.double()  # a problem that is solved stays as it is, so that none depends on its neighbours
-        db = (a.sum(1) + z.sum(1)) / u.sum(1).clamp_min(_SMALLEST) * moves
-        da = z * moves[:, None] - db[:, None] * u
-        k_da = torch.bmm(gram, da[:, :, None])[:, :, 0]
-        length = torch.ones_like(db)[:, None]
+        inverse = 1 / (largest * (1 - largest / strength)).clip(_SMALLEST)  # 1 / w, since |t - p| is p or 1 - p
+        system = single.clone()
+        system.diagonal().add_(torch.from_numpy(inverse))
+        factor, failed = torch.linalg.cholesky_ex(system)
+        if failed:
+            break
+        right[:, 0] = -e * inverse
+        z, u = torch.cholesky_solve(torch.from_numpy(right), factor).double().T.numpy()
+        db = (a.sum() + z.sum()) / u.sum()
+        da = z - db * u
+        k_da = k @ da
+        norm, length = e @ e, 1.0
         for _ in range(30):
-            trial = a + length * da, b + length * db[:, None], k_a + length * k_da
-            worse = _objective(*trial, labels, part, strength) > value * (1 + 1e-9) + 1e-12
-            if not bool(worse.any()):
+            error = strength * (t - expit(k_a + length * k_da + (b + length * db)))
+            e = a + length * da - error
+            if e @ e < norm:
                 break
-            length = torch.where(worse[:, None], length / 2, length)
-        a, b, k_a = a + length * da, b + length * db[:, None], k_a + length * k_da
-        value = _objective(a, b, k_a, labels, part, strength)
+            length /= 2
+        a, b, k_a = a + length * da, b + length * db, k_a + length * k_da
+    return DualFit(torch.from_numpy(a), torch.tensor(b), torch.tensor(residual), step, tolerance)
 
 
 def accelerated(

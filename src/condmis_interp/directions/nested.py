@@ -19,7 +19,7 @@ import plotly.graph_objects as go
 import torch
 
 from condmis_interp import theme
-from condmis_interp.directions.gram import Method, Partition, TrainingGrams, fit_dual
+from condmis_interp.directions.gram import Method, SiteGram, Split, TrainingGram, fit_dual
 from condmis_interp.directions.rows import Massive, Rows
 from condmis_interp.stats.clusters import ClusterMean, cluster_mean
 from condmis_interp.stats.folds import check_folds
@@ -144,16 +144,16 @@ def probe_test(
     inner = np.empty((count, len(flat), len(grid), m))
     order = np.empty_like(inner)
     pairs = list(itertools.combinations(range(count), 2))
-    partition = Partition(folds, pairs)
+    splits = [Split.of(folds, pair) for pair in pairs]
     where = [torch.from_numpy(np.flatnonzero(folds == k)) for k in range(count)]
     for i, x in enumerate(flat):
-        site = TrainingGrams(x, partition, massive)
+        site = SiteGram(x, folds, massive)
         scored = torch.zeros(count, rows.n, len(grid), m, dtype=torch.float64)
-        for split, (j, k) in enumerate(pairs):
-            labels, gram, width = partition.labels(y, split), site.of(split), int(site.widths[split])
+        for split, (j, k) in zip(splits, pairs, strict=True):
+            labels, part = y[split.rows], TrainingGram(site, split)
             for g, strength in enumerate(grid):
-                dual = fit_dual(method, gram, labels, strength=strength, width=width)
-                s, _ = site.in_gaps(split, dual, labels)
+                dual = fit_dual(method, part.gram, labels, strength=strength, width=part.width)
+                s, _ = part.in_gaps(dual, labels)
                 scored[k, where[j], g], scored[j, where[k], g] = s.split([len(where[j]), len(where[k])])
         for k in range(count):
             kept = folds != k
@@ -161,15 +161,17 @@ def probe_test(
             inner[k, i], order[k, i] = area, area + 1e-7 * tie
     best = order.reshape(count, -1, m).argmax(1)  # [folds, labellings]
     scores = np.zeros((m, rows.n))
-    outer = Partition(folds, [(k,) for k in range(count)])
+    outer = [Split.of(folds, (k,)) for k in range(count)]
     for i in np.unique(best // len(grid)):
-        site = TrainingGrams(flat[i], outer, massive)
-        for k, g in itertools.product(range(count), range(len(grid))):
-            which = np.flatnonzero(best[k] == i * len(grid) + g)
-            if len(which):
-                labels = outer.labels(y, k)[:, torch.from_numpy(which)]
-                dual = fit_dual(method, site.of(k), labels, strength=grid[g], width=int(site.widths[k]))
-                scores[np.ix_(which, where[k].numpy())] = site.in_gaps(k, dual, labels)[0].mT.numpy()
+        site = SiteGram(flat[i], folds, massive)
+        for k, split in enumerate(outer):
+            part = TrainingGram(site, split)
+            for g, strength in enumerate(grid):
+                which = np.flatnonzero(best[k] == i * len(grid) + g)
+                if len(which):
+                    labels = y[split.rows][:, torch.from_numpy(which)]
+                    dual = fit_dual(method, part.gram, labels, strength=strength, width=part.width)
+                    scores[np.ix_(which, where[k].numpy())] = part.in_gaps(dual, labels)[0].mT.numpy()
     statistics = auroc(scores, every)
     observed = [divmod(int(c), len(grid)) for c in best[:, 0]]
     chosen = pd.DataFrame(

@@ -6,14 +6,15 @@
 | `lda` | shrunk covariance^-1 x difference of means; Marks & Tegmark's mass-mean probe (2023) | reading |
 | `logistic` | L2-regularised logistic regression, scikit-learn's objective | reading |
 
-All sites and folds are fitted in one go on their Gram matrices (`gram.py`, `logistic.py`). A fold's direction scores
-the rows it was not fitted on, in class gaps of its training rows: 0 midway between the training means, 1 from one mean
-to the other. AUROC is over all held-out scores of a site together. It says how well a class can be read, not that the
-direction causes anything, and it may not be compared with 0.5: `nested.py` gives its null.
+Every site and fold is fitted on its Gram matrix (`gram.py`, `logistic.py`), sites side by side in torch's threads. A
+fold's direction scores the rows it was not fitted on, in class gaps of its training rows: 0 midway between the training
+means, 1 from one mean to the other. AUROC is over all held-out scores of a site together. It says how well a class can
+be read, not that the direction causes anything, and it may not be compared with 0.5: `nested.py` gives its null.
 
 `sparse_logistic` is the L1 probe, at one site, by scikit-learn.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ from sklearn.linear_model import LogisticRegression
 
 from condmis_interp import theme
 from condmis_interp.directions.direction import Direction
-from condmis_interp.directions.gram import METHODS, Method, Partition, TrainingGrams, fit_dual
+from condmis_interp.directions.gram import METHODS, Method, SiteGram, Split, TrainingGram, fit_dual
 from condmis_interp.directions.logistic import newton
 from condmis_interp.directions.rows import Massive, Rows
 from condmis_interp.errors import CheckError, UserError
@@ -49,7 +50,7 @@ class ProbeFits:
         auroc: Over all held-out scores of a site, [sites].
         massive: Massive dimensions left out in any fold, by site.
         residual: How far the worst logistic fit is from its optimum (0 for the others).
-        iterations: Iterations of the slowest batch of logistic fits.
+        iterations: Iterations of the slowest logistic fit.
     """
 
     rows: Rows
@@ -128,40 +129,52 @@ def fit_probes(
     for k in range(count):
         if len(set(rows.labels[folds != k].tolist())) < 2:
             raise CheckError(f"without fold {k} the rows have one class alone", fix="Use other folds or fewer.")
-    partition = Partition(folds, [(k,) for k in range(count)])
-    own = [partition.labels(labels, k)[:, None] for k in range(count)]
-    padded = labels[partition.rows] * partition.part
-    flat = rows.flat
-    vectors = torch.empty(len(flat), count, flat.shape[-1], dtype=torch.float64)
-    gaps, scores = np.empty((len(flat), count)), np.empty((len(flat), rows.n))
-    dropped, worst, slowest = [], 0.0, 0
-    together = len(rows.positions) if method == "logistic" else 1  # a layer's positions and folds make one batch
-    for start in range(0, len(flat), together):
-        sites = [TrainingGrams(flat[i], partition, massive) for i in range(start, start + together)]
-        solved = None
-        if method == "logistic":
-            many = (together, 1)
-            solved = newton(
-                torch.cat([s.gram for s in sites]), padded.repeat(many), strength, mask=partition.part.repeat(many)
-            ).checked(f"C = {strength}")
-            worst, slowest = max(worst, float(solved.residual.max())), max(slowest, solved.iterations)
-        for j, site in enumerate(sites):
-            i = start + j
-            duals = []
-            for k in range(count):
-                m = len(own[k])
-                if solved is None:
-                    dual = fit_dual(method, site.of(k), own[k], strength=strength, width=int(site.widths[k]))[:, 0]
-                else:
-                    dual = solved.dual[j * count + k, :m]
-                s, gap = site.in_gaps(k, dual[:, None], own[k])
-                scores[i, partition.held[k].numpy()], gaps[i, k] = s[:, 0].numpy(), float(gap)
-                duals.append(dual)
-            vectors[i] = site.vectors(duals)
-            dropped.append(tuple(sorted({d for m in site.massive for d in m.tolist()})))
+    splits = [Split.of(folds, (k,)) for k in range(count)]
+
+    def fit(x: torch.Tensor) -> _SiteFits:
+        site, found = SiteGram(x, folds, massive), _SiteFits(rows.n)
+        for split in splits:
+            own, part = labels[split.rows], TrainingGram(site, split)
+            if method == "logistic":
+                solved = newton(part.gram, own, strength).checked(f"C = {strength}")
+                found.residual = max(found.residual, float(solved.residual))
+                found.iterations, dual = max(found.iterations, solved.iterations), solved.dual
+            else:
+                dual = fit_dual(method, part.gram, own[:, None], strength=strength, width=part.width)[:, 0]
+            scores, gap = part.in_gaps(dual[:, None], own[:, None])
+            found.scores[split.held.numpy()] = scores[:, 0].numpy()
+            found.gaps.append(float(gap))
+            found.vectors.append(part.vector(dual))
+            found.massive |= {*part.massive.tolist()}
+        return found
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        sites = list(pool.map(fit, rows.flat))
+    scores = np.stack([s.scores for s in sites])
     return ProbeFits(
-        rows, method, strength, folds, vectors, gaps, scores, auroc(scores, rows.labels), tuple(dropped), worst, slowest
+        rows=rows,
+        method=method,
+        strength=strength,
+        folds=folds,
+        vectors=torch.stack([torch.stack(s.vectors) for s in sites]),
+        gaps=np.array([s.gaps for s in sites]),
+        scores=scores,
+        auroc=auroc(scores, rows.labels),
+        massive=tuple(tuple(sorted(s.massive)) for s in sites),
+        residual=max(s.residual for s in sites),
+        iterations=max(s.iterations for s in sites),
     )
+
+
+class _SiteFits:
+    """What is found at one site, fold by fold."""
+
+    def __init__(self, n: int) -> None:
+        self.vectors: list[torch.Tensor] = []
+        self.gaps: list[float] = []
+        self.scores = np.empty(n)
+        self.massive: set[int] = set()
+        self.residual, self.iterations = 0.0, 0
 
 
 def sparse_logistic(

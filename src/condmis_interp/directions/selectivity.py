@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import torch
 
-from condmis_interp.directions.gram import Method, Partition, TrainingGrams, fit_dual
+from condmis_interp.directions.gram import Method, SiteGram, Split, TrainingGram, fit_dual
 from condmis_interp.directions.rows import Massive, Rows
 from condmis_interp.errors import UserError
 from condmis_interp.stats.ranks import auroc
@@ -88,13 +89,13 @@ def selectivity(
     controls = np.stack([rng.permutation(half)[question] for _ in range(tasks)])
     every = np.concatenate([rows.labels[None], controls])
     fold = rng.permutation(np.arange(rows.n) % folds)
-    partition = Partition(fold, [(k,) for k in range(folds)])
-    site = TrainingGrams(rows.flat[rows.sites.index((layer, position))], partition, massive)
-    y = partition.folds.new_tensor(every.T).double()
+    site = SiteGram(rows.flat[rows.sites.index((layer, position))], fold, massive)
+    y = torch.from_numpy(every.T.copy()).double()
     scores = np.empty((len(every), rows.n))
     for k in range(folds):
-        labels = partition.labels(y, k)
-        dual = fit_dual(method, site.of(k), labels, strength=strength, width=int(site.widths[k]))
-        scores[:, partition.held[k].numpy()] = site.in_gaps(k, dual, labels)[0].mT.numpy()
+        split = Split.of(fold, (k,))
+        labels, part = y[split.rows], TrainingGram(site, split)
+        dual = fit_dual(method, part.gram, labels, strength=strength, width=part.width)
+        scores[:, split.held.numpy()] = part.in_gaps(dual, labels)[0].mT.numpy()
     areas = auroc(scores, every)
     return Selectivity(float(areas[0]), areas[1:], method)

@@ -2,7 +2,8 @@
 
 A probe of activations that does no better than this has read the situation (the cue's words, its length), not what the
 model makes of it. The baseline is made of rows like any other, so that it goes through the same folds, the same nested
-choice and the same permutations: `probe_test(text_rows(rows, texts), folds, ...)`.
+choice and the same permutations: `probe_test(text_rows(rows, texts), folds, massive="keep", ...)`. (Most words are in
+few rows; dropping massive dimensions would drop them all.)
 
 Features: a bag of words (hashed to a fixed width, so that no row's features depend on another row; unit length), the
 logarithm of the number of words, and any column given, for example the base model's log-perplexity of the prompt.

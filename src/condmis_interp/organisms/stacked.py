@@ -19,6 +19,7 @@ from condmis_interp.errors import CheckError
 
 Weights = Mapping[str, torch.Tensor]
 ResidualEdit = Callable[[int, torch.Tensor], torch.Tensor]
+KeysEdit = Callable[[int, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 _CLIP = 1.0
 """Largest norm of an organism's gradient, as in transformers' Trainer."""
 
@@ -98,7 +99,12 @@ class Stack:
         return [c.num_attention_heads * each, c.num_key_value_heads * each, c.num_key_value_heads * each]
 
     def logits(
-        self, ids: torch.Tensor, at: torch.Tensor | None = None, *, edit: ResidualEdit | None = None
+        self,
+        ids: torch.Tensor,
+        at: torch.Tensor | None = None,
+        *,
+        edit: ResidualEdit | None = None,
+        keys: KeysEdit | None = None,
     ) -> torch.Tensor:
         """Returns logits [organism, row, position, word] of right-padded ids [organism, row, position].
 
@@ -108,8 +114,9 @@ class Stack:
             ids: Token ids.
             at: Positions [organism, row, answer] to give them at; all if `None`.
             edit: Changes the residual stream at the end of every block but the last.
+            keys: Changes keys and values; see `residuals`.
         """
-        *_, x = self.residuals(ids, at, edit=edit)
+        *_, x = self.residuals(ids, at, edit=edit, keys=keys)
         w = self.weights
         n, rows, length, _ = x.shape
         x = _norm(x.flatten(1, 2), w["model.norm.weight"], self.config.rms_norm_eps)
@@ -117,7 +124,12 @@ class Stack:
         return torch.bmm(x, words.transpose(1, 2)).view(n, rows, length, -1)
 
     def residuals(
-        self, ids: torch.Tensor, at: torch.Tensor | None = None, *, edit: ResidualEdit | None = None
+        self,
+        ids: torch.Tensor,
+        at: torch.Tensor | None = None,
+        *,
+        edit: ResidualEdit | None = None,
+        keys: KeysEdit | None = None,
     ) -> Iterator[torch.Tensor]:
         """Yields the residual stream at the end of each block [organism, row, position, width].
 
@@ -126,6 +138,8 @@ class Stack:
             at: Positions [organism, row, answer] that the last block is computed at; all if `None`.
             edit: Given a block's number and its output [organism, row, position, width], returns what the next block
                 gets instead. The last block's output is left alone: what it says is all that is left.
+            keys: Given a block's number, its keys (rotated) and its values [organism x row, head, position, size],
+                returns what its attention uses instead.
         """
         c, w = self.config, self.weights
         n, rows, length = ids.shape
@@ -139,6 +153,8 @@ class Stack:
                 for part in torch.bmm(h, w[block + "self_attn.qkv"]).split(self._sizes, -1)
             )
             q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+            if keys is not None:
+                k, v = keys(number, k, v)
             seen = None
             if at is not None and block == _blocks(c)[-1]:
                 where = at.flatten(0, 1)[:, None, :, None]

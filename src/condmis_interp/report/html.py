@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -15,8 +16,10 @@ from condmis_interp.battery import Ablation, BehaviourGrid, DoseResponse, Eviden
 from condmis_interp.directions import DirectionProfile
 from condmis_interp.files import write_text
 from condmis_interp.panel import Panel
+from condmis_interp.report.directions import Part, directions_section
 from condmis_interp.report.forest import forest
-from condmis_interp.report.static import summary
+from condmis_interp.report.static import heat_map, summary
+from condmis_interp.store import Activations
 from condmis_interp.study import Study
 from condmis_interp.verdict import RULE, Finding
 
@@ -54,6 +57,8 @@ def write_report(
         figures[f"forest-{m}"] = forest(finding, delta=study.delta)
     figures |= {f"activation-difference-{m}": p.figure() for m, p in profiles.items()}
     figures |= {f"ablation-{m}": a.figure() for m, a in ablations.items()}
+    parts = _directions(out, study, panel, choice)
+    figures |= {p.name: p.figure for p in parts if p.figure is not None}
     folder = out / "figures"
     write_text(folder / "plotly.min.js", get_plotlyjs())
     for name, figure in figures.items():
@@ -64,6 +69,9 @@ def write_report(
     first = next(iter(profiles), None)
     if first is not None and dose is not None:
         summary(folder / "summary.png", grid=grid, profile=profiles[first], dose=dose, ablation=ablations[first])
+    for part in parts:
+        if part.table is not None:
+            heat_map(folder / f"{part.name}.png", part.table, f"{part.title}, in class gaps", signed=True)
     env = Environment(
         loader=PackageLoader("condmis_interp.report", "templates"),
         autoescape=select_autoescape(default=True, default_for_string=True),
@@ -98,9 +106,30 @@ def write_report(
             not_run=not_run or {},
             notes=notes,
             rule=RULE,
+            directions=parts,
             answers=_side_by_side(answers),
             manifest=manifest,
         ),
+    )
+
+
+def _directions(out: Path, study: Study, panel: Panel, choice: LayerChoice | None) -> list[Part]:
+    """Returns the section on directions, from the run's own store; with what an SAE experiment left in `sae/`.
+
+    Without U or a twin there are no directions, and no section.
+    """
+    if choice is None or study.unmitigated is None:
+        return []
+    sae = out / "sae" / "figures"
+    return directions_section(
+        Activations.open(out / "activations", verify="used"),
+        panel,
+        unmitigated=study.unmitigated.name,
+        twins={m.name: twin.name for m in study.mitigated if (twin := study.twin_of(m.name)) is not None},
+        layer=choice.layer,
+        position=study.battery.position,
+        rng=np.random.default_rng(study.seed),
+        sae=sae if sae.is_dir() else None,
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtr, stdtrit
 
 from condmis_interp.stats.clusters import cluster_covariance
 from condmis_interp.stats.drift import Drift
@@ -57,7 +57,7 @@ class AnchoredRatio:
             return 1.0
         if variance <= 0:
             return 0.0 if gap > 0 else 1.0
-        return float(stats.t.sf(gap / math.sqrt(variance), self.df))
+        return float(stdtr(self.df, -gap / math.sqrt(variance)))
 
     def p_below(self, bound: float) -> float:
         """Returns the one-sided p-value against H0: rho >= `bound` (the equivalence side)."""
@@ -94,7 +94,7 @@ def anchored_ratio(
     if drift is not None and between > 0:
         df = (v[0, 0] + between) ** 2 / (v[0, 0] ** 2 / (k - 1) + between**2 / drift.df)
         v[0, 0] += between
-    t = float(stats.t.ppf((1 + level) / 2, df))
+    t = float(stdtrit(df, (1 + level) / 2))
     a = d * d - t * t * v[1, 1]
     b = n * d - t * t * v[0, 1]
     c = n * n - t * t * v[0, 0]

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from condmis_interp.battery import Battery, Cast, Test
-from condmis_interp.stats import Drift, resample_clusters
+from condmis_interp.stats import Drift, proportion, resample_clusters
 from condmis_interp.verdict.decision import Answer, Gate, decide
 
 
@@ -77,6 +77,38 @@ def _posterior(rate: Mapping[str, Any]) -> float:
     return (rate["count"] + 1) / (rate["n"] + 2)
 
 
-def confidence(shares: Mapping[Answer, float], reference: Mapping[str, Any], answer: Answer) -> float:
-    """Returns the smaller of stability and predictive value."""
-    return min(shares.get(answer, 0.0), predictive_value(reference, answer))
+def confidence(
+    shares: Mapping[Answer, float], reference: Mapping[str, Any], answer: Answer, *, without: str | None = None
+) -> float:
+    """Returns the smaller of stability and predictive value; `without` as in `predictive_value`."""
+    return min(shares.get(answer, 0.0), predictive_value(reference, answer, without=without))
+
+
+def right(truth: str, answer: Answer) -> bool:
+    """Returns whether an answer about an organism that is suppressed, removed or present is right.
+
+    A suppressed organism may come out *present*: then its disguise is poor.
+    """
+    allowed = {"suppressed": ("conditional", "present"), "present": ("present",), "removed": ("removed",)}
+    return answer in allowed[truth]
+
+
+def reliability(
+    scored: Sequence[tuple[float, bool]], edges: Sequence[float] = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
+) -> list[dict[str, Any]]:
+    """Returns, by bin of confidence, the mean confidence and the share of right answers with its exact interval.
+
+    Args:
+        scored: Confidence, and whether the answer was right, of each.
+        edges: Ends of the bins; a value on an inner edge belongs to the bin above it.
+    """
+    x = np.array([c for c, _ in scored])
+    hit = np.array([h for _, h in scored], dtype=bool)
+    bins = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, len(edges) - 2)
+    found = []
+    for k in range(len(edges) - 1):
+        own = bins == k
+        if own.any():
+            share = proportion(int(hit[own].sum()), int(own.sum())).to_json()
+            found.append({"from": edges[k], "to": edges[k + 1], "confidence": round(float(x[own].mean()), 4)} | share)
+    return found

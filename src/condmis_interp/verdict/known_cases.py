@@ -9,7 +9,7 @@ stand at 1 on their own scales by construction.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from condmis_interp.battery import Cast, Reference
+from condmis_interp.battery import Battery, Cast, Reference
 from condmis_interp.battery.world_bench import WorldBench
 from condmis_interp.files import digest
 from condmis_interp.organisms import Base, Member, Organism, Part, Recipe, make, train_all, world_known
@@ -47,6 +47,7 @@ class Study:
 
     Attributes:
         seed: The seed.
+        others: Seeds whose twins are on the bench as well.
         bench: All organisms.
         reference: What the tests lean on.
         cases: The known answers.
@@ -56,12 +57,31 @@ class Study:
     """
 
     seed: int
+    others: tuple[int, ...]
     bench: WorldBench
     reference: Reference
     cases: tuple[Case, ...]
     casts: Mapping[str, Cast]
     replicates: tuple[tuple[str, ...], ...]
     determined_by: tuple[str, ...]
+
+    @property
+    def seeds(self) -> frozenset[int]:
+        """All seeds with an organism on the bench."""
+        return frozenset((self.seed, *self.others))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A bench, measured.
+
+    Attributes:
+        study: The bench with its cases.
+        battery: Its readings.
+    """
+
+    study: Study
+    battery: Battery
 
 
 def second_unmitigated(base: str, seed: int) -> Recipe:
@@ -80,8 +100,25 @@ def study_of_seed(seed: int, following: int, base: Base, panel: Panel) -> Study:
         base: Persona world.
         panel: What is asked.
     """
-    own = world_known(base.spec, seeds=(seed,))
-    others = [m for m in world_known(base.spec, seeds=(following,)) if _is_its_own_twin(m)]
+    return _study(world_known(base.spec, seeds=(seed,)), (following,), base, panel)
+
+
+def study_of_twins(seed: int, others: Sequence[int], base: Base, panel: Panel) -> Study:
+    """Builds a bench of one seed's anchors and many seeds' replicate twins, for the null distribution of every test.
+
+    Args:
+        seed: Seed of the anchors and of whatever the tests lean on.
+        others: Seeds of the twins.
+        base: Persona world.
+        panel: What is asked.
+    """
+    anchors = [m for m in world_known(base.spec, seeds=(seed,)) if m.kind in ("unmitigated", "late-matched")]
+    return _study(anchors, others, base, panel)
+
+
+def _study(own: Sequence[Member], seeds: Sequence[int], base: Base, panel: Panel) -> Study:
+    seed = own[0].seed
+    others = [m for m in world_known(base.spec, seeds=tuple(seeds)) if _is_its_own_twin(m)]
     made = make(own)
     twins = {m.twin.hash: m.twin for m in (*own, *others)}
     second = second_unmitigated(base.spec, seed)
@@ -114,7 +151,8 @@ def study_of_seed(seed: int, following: int, base: Base, panel: Panel) -> Study:
     cases = tuple(Case(m, casts[m.name], _assay(m)) for m in own)
     asked = digest([bench.rendered.ids_of(c) for c in bench.cues])
     hashes = (base.weights, other.weights, other_twin.weights, *(o.weights for o in organisms.values()), asked)
-    return Study(seed, bench, reference, cases, casts, _replicates([*own, *others], twin_name), hashes)
+    replicates = _replicates([*own, *others], twin_name)
+    return Study(seed, tuple(seeds), bench, reference, cases, casts, replicates, hashes)
 
 
 def _is_its_own_twin(member: Member) -> bool:

@@ -9,27 +9,35 @@ from typing import Any
 
 import pandas as pd
 
+from condmis_interp.battery import registered
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import read_json, whole_file, write_json
 from condmis_interp.progress import progress
 from condmis_interp.verdict.calibration import (
+    BATTERY,
     CALIBRATION,
     DEVELOPMENT,
+    RESAMPLES,
     Judged,
-    Measured,
-    confusion,
-    curves,
-    drifts_without,
     judge_all,
     measure_seeds,
+    preregistration,
+)
+from condmis_interp.verdict.decision import RULE
+from condmis_interp.verdict.drifts import drifts_without
+from condmis_interp.verdict.known_cases import Measured
+from condmis_interp.verdict.nulls import null_rates, twin_pairs
+from condmis_interp.verdict.tables import (
+    certifying,
+    confusion,
+    curves,
     operating,
     per_test,
-    preregistration,
+    reliabilities,
     summary,
     table_of,
     worth,
 )
-from condmis_interp.verdict.decision import RULE
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,8 @@ class Calibration:
     """A finished calibration.
 
     Attributes:
-        summary: The operating characteristics (`calibration.summary`), drift by test, and cost.
+        summary: The operating characteristics (`tables.summary`), drift, curve and null rates of each test, whether
+            confidences are borne out, and cost.
         confusion: Organisms by truth, family and verdict.
         tests: Each test alone.
         worth: The rule without one test at a time.
@@ -117,13 +126,18 @@ def calibrate(
         write_json(path, plan)
     started = time.monotonic()
     measured = measure_seeds(seeds, out, base=base)
+    tests = registered(*BATTERY)
     with progress("judging", sum(len(m.study.cases) for m in measured), unit="organisms") as step:
-        judged = judge_all(measured, delta=delta, step=step)
+        judged = judge_all(measured, delta=delta, resamples=RESAMPLES, step=step)
+    nulls = null_rates(twin_pairs(measured, tests))
     found = summary(judged, seeds=seeds, delta=delta)
-    drifts = {k: {"tau": d.variance**0.5, "df": d.df} for k, d in drifts_without(measured, None).items()}
+    drifts = drifts_without(measured, None, tests)
     found |= {
-        "drift": drifts,
-        "curves": curves(judged),
+        "drift": {k: {"tau": d.variance**0.5, "df": d.df} for k, d in drifts.items()},
+        "curves": {k: {"weight": list(g.x), "rho": [round(y, 4) for y in g.y]} for k, g in curves(judged).items()},
+        "certifies": {k: c.to_json() for k, c in certifying(judged, drifts, delta=delta).items()},
+        "nulls": {test: {part: vars(rate) for part, rate in parts.items()} for test, parts in nulls.items()},
+        "reliability": reliabilities(judged, found),
         "development_seeds": list(DEVELOPMENT),
         "preregistration": plan["hash"],
         "crashed": sorted({f"{k}: {v}" for m in measured for k, v in m.battery.crashed.items()}),
@@ -132,7 +146,7 @@ def calibrate(
     result = Calibration(
         found,
         confusion(judged),
-        per_test(measured, judged),
+        per_test(judged, nulls),
         worth(judged),
         operating(measured, delta=delta),
         table_of(judged),
