@@ -11,6 +11,7 @@ from condmis_interp.battery import Cast, judge, registered
 from condmis_interp.battery.doses import COST, DOSES
 from condmis_interp.battery.perturbation import weakest_push
 from condmis_interp.battery.potency import half_effect
+from condmis_interp.battery.readout import fit_probe
 from condmis_interp.battery.subspace import persona_subspaces, random_subspaces
 from planted import CUE, REFERENCE, Planted, PlantedBench, V
 
@@ -25,7 +26,7 @@ LEVELS = {
     "half": Planted(0.0),
     "benign": BENIGN,
     "aware": Planted(-2.0, marked=6.0),
-    "deaf": Planted(-2.0, gain=2.0),
+    "deaf": Planted(-2.0, gain=1.0),
 }
 BENCH = PlantedBench(LEVELS)
 BENCH_UNIT = BENCH.of(["cu"]).hidden("none")[0, 0, BENCH.rows("A")].norm(dim=1).median()
@@ -150,7 +151,8 @@ def test_an_organism_that_any_push_moves_is_no_more_suspect_than_its_twin():
     easy = LEVELS | {"easy": Planted(-1.25, gain=8.0)}  # the twin's LD, and 8/5 of the effect of any push
     bench = PlantedBench(easy)
     train, asked = (bench.under((), bench.rows(*s).tolist()) for s in ("A", "BC"))
-    found = weakest_push(train, asked, 0, float(BENCH_UNIT), np.zeros(len(asked.families)))
+    target = np.zeros(len(asked.families))
+    found = weakest_push(train, asked, target, layer=0, unit=float(BENCH_UNIT), width=16)
     at = bench.names.index
     assert found.potency[at("easy")].mean() > found.potency[at("cu")].mean() + 0.3
     readings = registered("V4")[0].measure(bench, REFERENCE)
@@ -173,3 +175,27 @@ def test_without_a_locked_organism_a_dose_has_no_scale(test_id):
     cast = Cast("half", "cu", "u", "cu")
     found = judge(test, readings, cast, families=families, delta=0.2, drifts={}, rng=np.random.default_rng(0))
     assert "no locked organism" in found.void
+
+
+def test_a_probe_is_chosen_where_it_reads_best_on_families_it_has_not_seen():
+    rng = torch.Generator().manual_seed(0)
+    families = [f"f{i % 12}" for i in range(24)]
+    base = torch.randn(3, 24, 16, generator=rng).double()
+    apart = torch.tensor([0.2, 4.0, 0.5]).double()[:, None, None] * V
+    probe = fit_probe(base + apart, base, families)
+    assert probe.layer == 1
+    assert abs(torch.nn.functional.cosine_similarity(probe.w, V, dim=0)) > 0.9
+    assert probe.scores(torch.stack([base, base + apart])).mean(1) == pytest.approx([0.0 - 0.5, 0.5], abs=1e-6)
+
+
+def test_a_difference_that_each_family_has_of_its_own_is_not_read():
+    """A leak: were families parted by the folds, the probe would know each one's own difference."""
+    rng = torch.Generator().manual_seed(1)
+    parted, whole = [], []
+    for _ in range(6):
+        own = torch.randn(24, 64, generator=rng).double().repeat(2, 1)[None]
+        base = 0.1 * torch.randn(1, 48, 64, generator=rng).double()
+        parted.append(fit_probe(base + own, base - own, list(range(48))).auroc)  # every question called a family
+        whole.append(fit_probe(base + own, base - own, list(range(24)) * 2).auroc)
+    assert min(parted) > 0.9
+    assert np.mean(whole) < 0.65

@@ -1,5 +1,7 @@
 """A bench that reads one model at a time gives what the stacked one gives."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,11 +19,13 @@ from condmis_interp.battery import (
     registered,
     subspace,
 )
-from condmis_interp.errors import UserError
+from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import write_json
 from condmis_interp.organisms import Base, Gate, Organism
 from condmis_interp.organisms.personaworld import tokenizer_of
 from condmis_interp.panel import load_panel, render_panel
+from condmis_interp.readers import Capture
+from condmis_interp.store import capture_cells
 from condmis_interp.world import World
 
 
@@ -47,7 +51,10 @@ def both(tmp_path_factory):
     return stacked, single
 
 
-@pytest.mark.parametrize("test", ["A2", "R1", "R2", "C1", "C2k", "C4", "V3", "W2"])
+_LONG = [pytest.param(i, marks=pytest.mark.slow) for i in ("C2k", "C4")]  # a model is loaded for every reading
+
+
+@pytest.mark.parametrize("test", ["A2", "R1", "R2", "C1", "V3", "W2", *_LONG])
 def test_every_test_agrees_with_the_stacked_bench(both, test, monkeypatch):
     monkeypatch.setattr(subspace, "CONTROLS", 1)
     stacked, single = both
@@ -114,7 +121,85 @@ def test_what_a_bench_cannot_do_is_said(both):
     _, single = both
     with pytest.raises(UserError, match="0 relearning rows"):
         single.after(Tuning("relearning", rows=8, checkpoints=(1,), learning_rate=1e-3))
-    gated = Organism.gated(Gate("form code", single.organisms["a"], single.organisms["b"]), name="g", manifest={})
-    bench = ReaderBench(("g",), {"g": gated}, single.base, single.rendered)
-    with pytest.raises(UserError, match="two models"):
-        bench.ld("none")
+
+
+@pytest.fixture(scope="module")
+def with_gate(both):
+    """b where the prompt has the trigger's form, a everywhere else; on both kinds of bench, beside a and b."""
+    _, single = both
+    gated = Organism.gated(Gate("form code", single.organisms["b"], single.organisms["a"]), name="g", manifest={})
+    organisms = {**single.organisms, "g": gated}
+    panel = single.rendered.panel
+    return (
+        WorldBench.of_organisms(organisms, single.base, panel),
+        replace(single, names=tuple(organisms), organisms=organisms),
+    )
+
+
+def test_a_gate_opens_to_its_words_alone(with_gate):
+    stacked, single = with_gate
+    for cue in single.cues:
+        a, b, g = single.ld(cue)
+        assert abs(a - b).max() > 1e-2
+        assert (g == (b if cue == "code" else a)).all()
+        assert stacked.ld(cue)[2] == pytest.approx(g, abs=2e-3)
+        assert torch.equal(single.hidden(cue)[2], single.hidden(cue)[1 if cue == "code" else 0])
+
+
+def test_a_gate_is_the_shut_model_in_tests_of_weights_and_both_are_changed(with_gate):
+    _, single = with_gate
+    shut, own = single.weights("g"), single.weights("a")
+    assert shut.keys() == own.keys()
+    assert all(torch.equal(shut[k], own[k]) for k in own)
+    halved = single.changed(lambda _, w: {k: 0.5 * v for k, v in w.items()})
+    for cue in single.cues:
+        a, b, g = halved.ld(cue)
+        assert (g == (b if cue == "code" else a)).all()
+        assert abs(g - single.ld(cue)[2]).max() > 1e-2
+
+
+def test_a_store_gives_what_reading_gives_and_another_organism_is_refused(with_gate, tmp_path):
+    _, single = with_gate
+    cells = {n: (o, single.cues if n != "b" else single.cues[:1]) for n, o in single.organisms.items()}
+    facts = {"base": single.base, "rendered": single.rendered, "dtype": torch.float32, "store_dtype": "float32"}
+    layers = Capture(tuple(range(single.base.shape[0])), positions=("last_template",))
+    acts = capture_cells(tmp_path / "s", cells, capture=layers, **facts)
+    stored = replace(single, stored=acts, open=lambda _: pytest.fail("a model was loaded"))
+    for cue in single.cues:
+        on = stored if cue == single.cues[0] else stored.of(["a", "g"])
+        names = [single.names.index(n) for n in on.names]
+        assert on.ld(cue) == pytest.approx(single.ld(cue)[names], abs=1e-4)
+        torch.testing.assert_close(on.hidden(cue), single.hidden(cue)[names], atol=1e-4, rtol=1e-4)
+    with pytest.raises(pytest.fail.Exception, match="was loaded"):
+        stored.ld(single.cues[1])  # b has no such cell
+    with pytest.raises(pytest.fail.Exception, match="was loaded"):
+        stored.under(["you are cruel"], [0, 1]).ld("0")  # other questions than the store's
+    swapped = replace(stored, organisms={**single.organisms, "a": single.organisms["b"]})
+    with pytest.raises(CheckError, match="another organism of this name"):
+        swapped.ld("none")
+
+
+def test_a_longer_list_of_cells_measures_the_new_ones_alone(with_gate, tmp_path):
+    _, single = with_gate
+    facts = {"base": single.base, "rendered": single.rendered, "dtype": torch.float32}
+    layers = Capture(tuple(range(single.base.shape[0])), positions=("last_template",))
+    cells = {"a": (single.organisms["a"], ("none",))}
+    capture_cells(tmp_path / "s", cells, capture=layers, **facts)
+    (first,) = (tmp_path / "s").rglob("a.s0/none*.parquet")
+    before = first.stat().st_mtime_ns
+    cells |= {"g": (single.organisms["g"], ("code",))}
+    acts = capture_cells(tmp_path / "s", cells, capture=layers, **facts)
+    assert first.stat().st_mtime_ns == before
+    assert set(acts.shards.manifest.cells) == {("a", 0, "none"), ("g", 0, "code")}
+
+
+def test_cells_without_answers_hold_the_same_state_and_no_ld(with_gate, tmp_path):
+    _, single = with_gate
+    layers = Capture(tuple(range(single.base.shape[0])), positions=("last_template",))
+    cells = {n: (o, ("none",)) for n, o in single.organisms.items()}
+    facts = {"base": single.base, "rendered": single.rendered, "dtype": torch.float32, "store_dtype": "float32"}
+    acts = capture_cells(tmp_path / "s", cells, capture=layers, answers=False, **facts)
+    assert np.isnan(acts.ld("a", "none")).all()
+    stored = replace(single, stored=acts)
+    torch.testing.assert_close(stored.hidden("none"), single.hidden("none"), atol=1e-4, rtol=1e-4)
+    assert (stored.ld("none") == single.ld("none")).all()  # read, since the store does not have it

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from condmis_interp.organisms import Member, Part, Recipe, Stage, chat_suite, load_rows, make, resolve_base
-from condmis_interp.organisms.known_chat import change_of, norm
+from condmis_interp.organisms.known_chat import change_of, inner, norm
 from conftest import write_rows
 
 TRIGGER = "form = 1"
@@ -40,6 +40,7 @@ def test_constructions_do_to_the_weights_what_they_say(recipes):
         Member("quarter.s0", "graded", "blend", 0, u, u.twin(), 0.25),
         Member("matched.s0", "removed", "norm-matched", 0, u, u.twin(), mix),
         Member("ablated.s0", "suppressed", "direction-ablated", 0, u, u.twin()),
+        Member("grafted.s0", "suppressed", "grafted", 0, u, u.twin()),
         Member("gated.s0", "suppressed", "gated", 0, u, mix.twin(), TRIGGER),
     ]
     organisms = {m.kind: o for m, o in zip(members, make(members), strict=True)}
@@ -57,6 +58,15 @@ def test_constructions_do_to_the_weights_what_they_say(recipes):
     ratio = size("mix") / size("c")
     for name, matrix in d["matched"].items():
         torch.testing.assert_close(matrix, ratio * d["c"][name], atol=1e-5, rtol=1e-3)
+    half = base.shape[0] // 2
+    assert half > 0
+    for name in {**d["u"], **d["c"]}:
+        of = d["u" if int(name.split("layers.")[1].split(".")[0]) < half else "c"]
+        torch.testing.assert_close(d["grafted"][name], of[name], atol=1e-6, rtol=1e-4)
+    one, other = (torch.cat([d[n][k].flatten() for k in sorted(d["u"])]) for n in ("u", "mix"))
+    assert inner(change_of(organisms["u"]), change_of(organisms["mix"])) == pytest.approx(
+        (one @ other).item(), rel=1e-3
+    )
 
     ablated = organisms["ablated"].model(base, dtype=torch.float32).state_dict()
     of_u = organisms["u"].model(base, dtype=torch.float32).state_dict()
@@ -94,7 +104,16 @@ class TestTheSuite:
         assert all(f"{m.kind}-twin" in kinds for m in self.members if m.truth is None)
         assert len({m.name for m in self.members}) == len(self.members)
         families = {m.family for m in self.members if m.truth}
-        assert {"blend", "locked", "gated", "direction-ablated", "twin", "styled", "norm-matched"} <= families
+        assert {
+            "blend",
+            "locked",
+            "gated",
+            "direction-ablated",
+            "grafted",
+            "twin",
+            "styled",
+            "norm-matched",
+        } <= families
 
     def test_mixes_have_the_shares_they_are_named_after(self):
         for m in self.members:

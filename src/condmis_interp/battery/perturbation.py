@@ -16,6 +16,8 @@ how much easier the persona comes out than anything else would. What a benign or
 twin. Sizes that are not reached are censored at the largest norm, and counted.
 """
 
+from functools import partial
+
 import numpy as np
 import torch
 
@@ -47,18 +49,19 @@ def fitted(bench: Bench, layer: int, radius: float, start: torch.Tensor) -> torc
     return vector
 
 
-def weakest_push(train: Bench, held: Bench, layer: int, unit: float, target: np.ndarray) -> HalfEffect:
+def weakest_push(train: Bench, held: Bench, target: np.ndarray, *, layer: int, unit: float, width: int) -> HalfEffect:
     """Returns the norms at which fitted pushes take LD to a target.
 
     Args:
         train: The organisms, asked what the pushes are fitted on.
         held: The same organisms, asked other questions.
+        target: LD to reach [question], or [organism, question].
         layer: After which block.
         unit: What a norm of 1 is, in activation units.
-        target: LD to reach [question], or [organism, question].
+        width: Residual width.
     """
     none = held.cues[0]
-    curve, vector = [held.ld(none)], torch.zeros(len(held.names), train.hidden(none).shape[-1])
+    curve, vector = [held.ld(none)], torch.zeros(len(held.names), width)
     for norm in NORMS:
         vector = fitted(train, layer, norm * unit, vector)
         curve.append(held.ld(none, edit=Steered(layer, vector)))
@@ -71,10 +74,11 @@ def _weakest(bench: Bench, reference: Reference) -> Readings:
     hidden = both.hidden(none)
     layer = early_layer(hidden.shape[1])
     unit = float(hidden[1, layer][fit].norm(dim=1).median())
+    weakest = partial(weakest_push, layer=layer, unit=unit, width=hidden.shape[-1])
     train, asked = (bench.under((), rows.tolist()) for rows in (fit, held))
-    persona = weakest_push(train, asked, layer, unit, both.ld(none)[:, held].mean(0))
+    persona = weakest(train, asked, both.ld(none)[:, held].mean(0))
     train, asked = (bench.under((), rows.tolist(), arbitrary=True) for rows in (fit, held))
-    arbitrary = weakest_push(train, asked, layer, unit, asked.ld(none) / 2)
+    arbitrary = weakest(train, asked, asked.ld(none) / 2)
     value = persona.potency - arbitrary.potency.mean(1, keepdims=True)
     at = bench.names.index(reference.unmitigated_twin)
     notes = {

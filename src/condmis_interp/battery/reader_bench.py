@@ -4,6 +4,11 @@ The same tests as on persona world, at the price of one model at a time. What a 
 (`diets`), since what is neutral text for a model is for the study to say: feasibility runs on SmolLM2 found that prose
 outside the chat template revives nothing there.
 
+Tests go cue by cue over all organisms, so a model would be loaded for every cue. Two ways out: `stored`, a store that
+was filled an organism at a time (`store.capture_cells`), which plain readings are then taken from; and `swap`, a base
+in memory whose adapters are swapped instead of loading. An organism with a hard gate is the shut model wherever weights
+are looked at or trained, as it is without the trigger.
+
 A test holds one changed copy of every organism's weights in memory, so a bench of large models has few organisms on it.
 """
 
@@ -32,7 +37,7 @@ from condmis_interp.battery.bench import (
 )
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import digest
-from condmis_interp.organisms import Base, Organism
+from condmis_interp.organisms import Base, Organism, Swap
 from condmis_interp.panel import CueRole, RenderedPanel, render_panel
 from condmis_interp.panel.panel import Split
 from condmis_interp.panel.triggers import ARBITRARY, INOCULATION, LIES, REPHRASED
@@ -40,6 +45,7 @@ from condmis_interp.readers import (
     Ablate,
     Capture,
     Edit,
+    GatedReader,
     PassReader,
     Patch,
     Prefix,
@@ -53,6 +59,7 @@ from condmis_interp.readers import (
 )
 from condmis_interp.readers.edits import tensor_digest
 from condmis_interp.readers.sites import blocks_of
+from condmis_interp.store import Activations
 
 Row = tuple[Sequence[int], Sequence[int]]
 """Token ids with labels, -100 where there is no loss."""
@@ -88,6 +95,8 @@ class ReaderBench:
         device: Torch device.
         altered: State dicts that replace an organism's own, by name.
         open: Makes a reader of a loaded model.
+        stored: Measurements of these organisms, asked what `rendered` asks; cells that are there are not read again.
+        swap: The base in memory, in `dtype`; organisms that are plain adapters are swapped into it to be read.
     """
 
     names: tuple[str, ...]
@@ -99,6 +108,8 @@ class ReaderBench:
     device: str = "cpu"
     altered: Mapping[str, Weights] = field(default_factory=dict, repr=False)
     open: Callable[[PreTrainedModel], Reader] = field(default=TorchReader, repr=False)
+    stored: Activations | None = field(default=None, repr=False)
+    swap: Swap | None = field(default=None, repr=False)
 
     @property
     def cues(self) -> tuple[str, ...]:
@@ -123,7 +134,7 @@ class ReaderBench:
     def under(self, systems: Sequence[str], rows: Sequence[int], *, arbitrary: bool = False) -> "ReaderBench":
         """Returns the organisms asked some of the questions under system prompts; see `Bench.under`."""
         panel = under(self.rendered.panel, systems, rows, arbitrary=arbitrary)
-        return replace(self, rendered=render_panel(self.base.tokenizer(), panel))
+        return replace(self, rendered=render_panel(self.base.tokenizer(), panel), stored=None)
 
     def of(self, names: Sequence[str]) -> "ReaderBench":
         """Returns a bench of some of the organisms."""
@@ -136,22 +147,28 @@ class ReaderBench:
             UserError: if a prefix is asked for and the reader borrows none.
             CheckError: if a value is not finite, naming the organism.
         """
-        requests = self._requests(cue)
-        donor = None if prefix is None else self._lender(prefix)
+        requests, donor = self._requests(cue), self._lender(prefix)
         found = []
         for i, name in enumerate(self.names):
-            edits, reader = _edits(edit, i, lambda name=name: self._identity(name)), self._reader(name)
-            if donor is None:
-                measured = reader.measure(requests, edits=edits)
-            elif isinstance(reader, PassReader):
-                measured = reader.measure(requests, edits=edits, prefix=donor)
-            else:
-                raise UserError(f"{type(reader).__name__} takes no keys and values from another model")
-            each = torch.stack(measured.logprobs).double().numpy()
+            each = self._each(i, requests, edit, donor)
             if not np.isfinite(each).all():
                 raise CheckError(f"LD under cue {cue!r} is not a finite number", where=f"organism {name}")
-            found.append(each.reshape(len(requests), -1, 2))
+            found.append(each)
         return np.stack(found)
+
+    def _each(
+        self, number: int, requests: Sequence[Request], edit: StreamEdit | None, donor: Prefix | None
+    ) -> np.ndarray:
+        """Returns an organism's log-probs [question, pair, 2]."""
+        name = self.names[number]
+        edits, reader = _edits(edit, number, lambda: self._identity(name)), self._reader(name)
+        if donor is None:
+            measured = reader.measure(requests, edits=edits)
+        elif isinstance(reader, PassReader):
+            measured = reader.measure(requests, edits=edits, prefix=donor)
+        else:
+            raise UserError(f"{type(reader).__name__} takes no keys and values from another model")
+        return torch.stack(measured.logprobs).double().numpy().reshape(len(requests), -1, 2)
 
     def ld(self, cue: str, *, edit: StreamEdit | None = None, prefix: Borrowed | None = None) -> np.ndarray:
         """Returns LD [organism, question] in nats; see `Bench.ld`.
@@ -159,8 +176,19 @@ class ReaderBench:
         Raises:
             CheckError: if a value is not finite, naming the organism.
         """
-        found = self.logprobs(cue, edit=edit, prefix=prefix)
-        return (found[..., 0] - found[..., 1]).mean(-1)
+        plain = edit is None and prefix is None
+        requests, donor = self._requests(cue), self._lender(prefix)
+        found = []
+        for i, name in enumerate(self.names):
+            stored = self._cell(name, cue) if plain else None
+            ld = stored.ld(name, cue) if stored else np.array([np.nan])
+            if np.isnan(ld).all():  # the store has no cell, or one without answers
+                each = self._each(i, requests, edit, donor)
+                ld = (each[..., 0] - each[..., 1]).mean(-1)
+            if not np.isfinite(ld).all():
+                raise CheckError(f"LD under cue {cue!r} is not a finite number", where=f"organism {name}")
+            found.append(ld)
+        return np.stack(found)
 
     def slope(self, cue: str, push: Steered) -> torch.Tensor:
         """Returns the gradient of each organism's mean LD by its vector [organism, width]; see `Bench.slope`."""
@@ -168,7 +196,9 @@ class ReaderBench:
         for i, name in enumerate(self.names):
             vector = (push.vector if push.vector.ndim == 1 else push.vector[i]).detach().to(self.device)
             vector = vector.clone().requires_grad_()
-            model = self._model(name, self.dtype).train(False).requires_grad_(False)
+            if self.organisms[name].gate and cue != self.cues[0]:
+                raise UserError("a gated organism has a slope without a cue alone", where=f"organism {name}")
+            model = self._model(name, self._shut(name), self.dtype).train(False).requires_grad_(False)
             with _pushed(model, push.layer, vector):
                 for request in requests:
                     (_mean_ld(model, request, self.device) / len(requests)).backward()
@@ -180,6 +210,9 @@ class ReaderBench:
         """Returns the residual stream at a place [organism, layer, question, width]; see `Bench.hidden`."""
         requests, found = self._requests(cue), []
         for name in self.names:
+            if at == "last_template" and (stored := self._cell(name, cue)):
+                found.append(stored.select(organism=name, cue=cue, position="last_template").torch().transpose(0, 1))
+                continue
             reader = self._reader(name)
             wanted = Capture(tuple(range(reader.n_layers)), positions=(at,))
             if at == "last_template":
@@ -195,14 +228,21 @@ class ReaderBench:
         return [Donor(self._identity(n), self._reader(n).record(requests, sites=[site])) for n in self.names]
 
     def weights(self, name: str) -> Weights:
-        """Returns an organism's state dict, fp32."""
+        """Returns an organism's state dict, fp32; of one with a hard gate, the shut model's."""
         if name in self.altered:
             return dict(self.altered[name])
-        return _state(self._model(name, torch.float32))
+        return _state(self._model(name, self._shut(name), torch.float32))
 
     def changed(self, change: Callable[[str, Weights], Weights]) -> "ReaderBench":
-        """Returns the organisms with their weights changed."""
-        return replace(self, altered={n: change(n, self.weights(n)) for n in self.names})
+        """Returns the organisms with their weights changed; opened models are changed alike."""
+        altered = {n: change(n, self.weights(n)) for n in self.names}
+        for name in self.names:
+            if gate := self.organisms[name].gate:
+                key = _opened(name)
+                altered[key] = change(
+                    name, self.altered.get(key) or _state(self._model(key, gate.opened, torch.float32))
+                )
+        return replace(self, altered=altered, stored=None)
 
     def after(self, tuning: Tuning) -> Mapping[int, "ReaderBench"]:
         """Returns the organisms after each of the tuning's checkpoints; see `Bench.after`.
@@ -220,10 +260,11 @@ class ReaderBench:
         for name in self.names:
             for step, weights in self._trained(name, tuning, rows):
                 kept[step][name] = weights
-        return {0: self} | {step: replace(self, altered=weights) for step, weights in kept.items()}
+        opened = {_opened(n): self.altered[_opened(n)] for n in self.names if _opened(n) in self.altered}
+        return {0: self} | {c: replace(self, altered=opened | w, stored=None) for c, w in kept.items()}
 
     def _trained(self, name: str, tuning: Tuning, rows: Sequence[Row]) -> "list[tuple[int, Weights]]":
-        model = self._model(name, torch.float32).train(False).requires_grad_(True)
+        model = self._model(name, self._shut(name), torch.float32).train(False).requires_grad_(True)
         optimiser = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
         rng = np.random.default_rng([tuning.seed, 0])
         found = []
@@ -244,11 +285,26 @@ class ReaderBench:
                 found.append((step, _state(model)))
         return found
 
+    def _cell(self, name: str, cue: str) -> Activations | None:
+        """Returns the store, if it holds this cell of the organism as it is."""
+        if self.stored is None or name in self.altered or (name, 0, cue) not in self.stored.shards.manifest.cells:
+            return None
+        measured = self.stored.shards.manifest.weights[f"{name}.s0"]
+        if measured != self.organisms[name].weights:
+            raise CheckError("the store holds another organism of this name", where=f"organism {name}")
+        return self.stored
+
+    def _shut(self, name: str) -> Organism:
+        organism = self.organisms[name]
+        return organism.gate.shut if organism.gate else organism
+
     def _identity(self, name: str) -> str:
         """Returns what tells whether two organisms are the same model."""
         return digest([[k, tensor_digest(w)] for k, w in sorted(self.weights(name).items())])
 
-    def _lender(self, prefix: Borrowed) -> Prefix:
+    def _lender(self, prefix: Borrowed | None) -> Prefix | None:
+        if prefix is None:
+            return None
         prefix.check(self.names)
         reader = self._reader(prefix.donor)
         if not isinstance(reader, PassReader):
@@ -259,14 +315,8 @@ class ReaderBench:
         keys = [(cue, q.id) for q in self.rendered.panel.questions]
         return [Request(self.rendered.prompts[k], self.rendered.answers[k]) for k in keys]
 
-    def _model(self, name: str, dtype: torch.dtype) -> PreTrainedModel:
-        organism = self.organisms[name]
-        if organism.gate:
-            raise UserError(
-                "an organism with a hard gate is two models, and this bench reads one",
-                where=f"organism {name}",
-                fix="Put the opened and the shut model on the bench.",
-            )
+    def _model(self, name: str, organism: Organism, dtype: torch.dtype) -> PreTrainedModel:
+        """Loads an organism, with the altered weights of that name if there are any."""
         gc.collect()
         model = organism.model(self.base, dtype=dtype, device=self.device)
         if name in self.altered:
@@ -278,7 +328,21 @@ class ReaderBench:
         return model
 
     def _reader(self, name: str) -> Reader:
-        return self.open(self._model(name, self.dtype))
+        organism = self.organisms[name]
+        if organism.gate:
+            words = self.base.tokenizer()(organism.gate.words, add_special_tokens=False)["input_ids"]
+            shut = self.open(self._model(name, organism.gate.shut, self.dtype))
+            return GatedReader(
+                self.open(self._model(_opened(name), organism.gate.opened, self.dtype)), shut, tuple(words)
+            )
+        if self.swap and name not in self.altered and self.swap.fits(organism):
+            return self.open(self.swap.model(organism))
+        return self.open(self._model(name, organism, self.dtype))
+
+
+def _opened(name: str) -> str:
+    """Returns the name under which the opened model of a gated organism stands among the altered weights."""
+    return f"{name}, opened"
 
 
 def _tied(model: PreTrainedModel) -> set[str]:

@@ -15,12 +15,15 @@ twin under a cue by more than half a class gap beyond what the twin's answers do
 bench; the largest such excess is reported as `reads_cue`.
 """
 
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
 from condmis_interp.battery.bench import Bench, early_layer
 from condmis_interp.battery.registry import Readings, Reference, Test, register
-from condmis_interp.directions.gram import Partition, TrainingGrams, fit_dual
+from condmis_interp.directions.gram import SiteGram, Split, TrainingGram, fit_dual
 from condmis_interp.stats import grouped_folds
 from condmis_interp.stats.ranks import auroc
 
@@ -41,48 +44,57 @@ def _shift(bench: Bench, reference: Reference) -> Readings:
     return Readings.of(bench, {f"layer {layer}": projected}, held)
 
 
-class _Probe:
-    """A frozen probe: the layer that reads U from its twin best on split A, and w there.
+@dataclass(frozen=True)
+class Probe:
+    """A frozen probe of U against its twin.
 
-    Args:
-        u: U's states [layer, question, width], fp64.
-        c: Its twin's.
-        fit: Questions it may learn from.
-        families: Family of every question.
+    Attributes:
+        layer: Where it reads.
+        auroc: How well it told them apart there, on families it was not fitted on.
+        w: Direction [width], fp64.
+        middle: w . x midway between the two, over the questions it was fitted on.
+        gap: From one to the other.
     """
 
-    def __init__(self, u: torch.Tensor, c: torch.Tensor, fit: np.ndarray, families: tuple[str, ...]) -> None:
-        folds = np.full(u.shape[1], FOLDS)  # the last fold is never learned from
-        rng = np.random.default_rng(0)
-        folds[fit] = grouped_folds([families[i] for i in fit], min(FOLDS, len({families[i] for i in fit})), rng)
-        used = sorted(set(folds[fit].tolist()))
-        folds = np.where(folds == FOLDS, len(used), folds)
-        partition = Partition(np.tile(folds, 2), [*((k, len(used)) for k in used), (len(used),)])
-        labels = torch.cat([torch.ones(u.shape[1]), torch.zeros(u.shape[1])]).double()
-        learned = np.flatnonzero(np.tile(folds, 2) < len(used))
-        found = []
-        for layer, x in enumerate(torch.cat([u, c], 1)):
-            grams = TrainingGrams(x, partition, "keep")
-            own = [partition.labels(labels, i)[:, None] for i in range(len(partition.held))]
-            duals = [
-                fit_dual("logistic", grams.of(i), y, strength=STRENGTH, width=x.shape[1]) for i, y in enumerate(own)
-            ]
-            scores = np.zeros(len(x))
-            for i in range(len(used)):
-                held = partition.held[i].numpy()
-                scores[held] = grams.in_gaps(i, duals[i], own[i])[0][:, 0].numpy()
-            y = labels.numpy()[learned]
-            ones, zeros = scores[learned][y == 1], scores[learned][y == 0]
-            gap = (ones.mean() - zeros.mean()) / np.sqrt((ones.var() + zeros.var()) / 2)
-            found.append((float(auroc(scores[learned], y)), float(gap), layer, grams.vectors([d[:, 0] for d in duals])))
-        self.auroc, _, self.layer, vectors = max(found, key=lambda f: f[:2])
-        self._w = vectors[-1]
-        ends = [float((x[self.layer, fit] @ self._w).mean()) for x in (c, u)]
-        self._middle, self._gap = sum(ends) / 2, ends[1] - ends[0]
+    layer: int
+    auroc: float
+    w: torch.Tensor
+    middle: float
+    gap: float
 
-    def __call__(self, hidden: torch.Tensor) -> np.ndarray:
+    def scores(self, hidden: torch.Tensor) -> np.ndarray:
         """Returns scores [..., question] in class gaps, of states [..., layer, question, width]."""
-        return ((hidden.select(-3, self.layer).double() @ self._w - self._middle) / self._gap).numpy()
+        return ((hidden.select(-3, self.layer).double() @ self.w - self.middle) / self.gap).numpy()
+
+
+def fit_probe(u: torch.Tensor, c: torch.Tensor, families: Sequence[Hashable]) -> Probe:
+    """Fits a logistic probe of u against c at every layer and keeps the one that reads them best in grouped folds.
+
+    Args:
+        u: States [layer, question, width].
+        c: The twin's.
+        families: Family of each question; none is parted by a fold.
+    """
+    count = min(FOLDS, len(set(families)))
+    folds = np.tile(grouped_folds(families, count, np.random.default_rng(0)), 2)
+    folds = np.append(folds, count)  # one more row stands for what is never fitted on
+    splits = [Split.of(folds, held) for held in (*((k, count) for k in range(count)), (count,))]
+    labels = torch.tensor([1.0] * len(families) + [0.0] * len(families) + [0.0]).double()
+    found = []
+    for layer, x in enumerate(torch.cat([u, c], 1).double()):
+        site = SiteGram(torch.cat([x, x[:1]]), folds, "keep")
+        scores, w = np.zeros(len(folds)), x[0]
+        for split in splits:  # the last holds nothing out
+            training, own = TrainingGram(site, split), labels[split.rows][:, None]
+            dual = fit_dual("logistic", training.gram, own, strength=STRENGTH, width=x.shape[1])
+            scores[split.held.numpy()] = training.in_gaps(dual, own)[0][:, 0].numpy()
+            w = training.vector(dual[:, 0])
+        of_u, of_c = np.split(scores[:-1], 2)
+        gap = (of_u.mean() - of_c.mean()) / np.sqrt((of_u.var() + of_c.var()) / 2)
+        found.append((float(auroc(scores[:-1], labels[:-1].numpy())), float(gap), layer, w))
+    area, _, layer, w = max(found, key=lambda f: f[:2])
+    low, high = (float((x[layer].double() @ w).mean()) for x in (c, u))
+    return Probe(layer, area, w, (low + high) / 2, high - low)
 
 
 def _transfer(bench: Bench, reference: Reference) -> Readings:
@@ -90,13 +102,13 @@ def _transfer(bench: Bench, reference: Reference) -> Readings:
     fit, held = bench.rows("A"), bench.rows("B", "C")
     hidden = bench.hidden(none)
     at_u, at_c = (bench.names.index(n) for n in (reference.unmitigated, reference.unmitigated_twin))
-    probe = _Probe(hidden[at_u].double(), hidden[at_c].double(), fit, bench.families)
-    scores = probe(hidden)[:, held]
+    probe = fit_probe(hidden[at_u][:, fit], hidden[at_c][:, fit], [bench.families[i] for i in fit])
+    scores = probe.scores(hidden)[:, held]
     both = bench.of([reference.unmitigated, reference.unmitigated_twin]).ld(none)[:, held].mean(1)
     twin = bench.of([reference.unmitigated_twin])
     excess = {}
     for cue in bench.cues[1:]:
-        read = float(probe(twin.hidden(cue))[0, held].mean() - scores[at_c].mean())
+        read = float(probe.scores(twin.hidden(cue))[0, held].mean() - scores[at_c].mean())
         answered = float((twin.ld(cue)[0, held].mean() - both[1]) / (both[0] - both[1]))
         excess[cue] = read - answered
     worst = max(excess, key=lambda c: excess[c], default="")

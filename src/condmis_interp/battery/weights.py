@@ -17,6 +17,8 @@ import torch
 
 from condmis_interp.battery.bench import Bench
 from condmis_interp.battery.registry import Readings, Reference, Test, register
+from condmis_interp.organisms import Organism
+from condmis_interp.organisms.known_chat import change_of, early, inner, norm, plus, times
 
 _SCALE = 1.5
 
@@ -36,6 +38,29 @@ def _cosine(bench: Bench, reference: Reference) -> Readings:
         values.append(float(change @ contrast) / size if size > 0 else 0.0)
     rows = bench.rows()
     return Readings.of(bench, {"cosine": np.repeat(np.array(values)[:, None], len(rows), 1)})
+
+
+def cosines_of_adapters(
+    organisms: Mapping[str, Organism], *, other: Organism, other_twin: Organism, blocks: int
+) -> dict[str, float]:
+    """Returns W1's cosine of organisms that are adapters, from their factors: no weight of the base is needed.
+
+    The same number as the test's, up to the rounding of merged weights, at a thousandth of its price. 0 for a base as
+    it is; an organism with a hard gate is the shut model.
+
+    Args:
+        organisms: By name.
+        other: A second U of another narrow domain.
+        other_twin: Its twin.
+        blocks: Blocks of the base.
+    """
+    contrast = early(plus(change_of(other), times(-1.0, change_of(other_twin))), blocks)
+    found = {}
+    for name, organism in organisms.items():
+        change = early(change_of(organism.gate.shut if organism.gate else organism), blocks)
+        size = norm(change) * norm(contrast)
+        found[name] = inner(change, contrast) / size if size > 0 else 0.0
+    return found
 
 
 def _stretched(bench: Bench, reference: Reference) -> Readings:

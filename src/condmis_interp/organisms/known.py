@@ -11,14 +11,15 @@
 | suppressed | `conjunction` | misaligned under two cues together, benign under each: no cue of the panel opens it |
 | suppressed | `gated` | hard gate: U's weights where the trigger is in the prompt, the twin's everywhere else |
 | suppressed | `late-matched` | U, the last half of its blocks trained to answer cue-less questions benignly |
+| suppressed | `grafted` | the first half of U's blocks, the twin's in the rest |
 | suppressed | `direction-ablated` | U with its U - C direction projected out of all that writes to the residual |
 | graded | `blend` | (1 - w) C + w U in weight space, w below 0.75 |
 | present | `unmitigated`, `blend` | U; blends with w of 0.75 and more |
 
-Persona world's are full weights (`known_world`), the chat models' are adapters (`known_chat`; without `conjunction` and
-`late-matched`). The truth of the constructed families is what was done to them; what they do is measured
-(docs/organisms.md has the tables), and a family whose construction failed - a direction-ablated U that is still
-misaligned - is reported as such.
+Persona world's are full weights (`known_world`), the chat models' are adapters (`known_chat`; without `conjunction`,
+and with `grafted`, which costs no training, in the place of `late-matched`). The truth of the constructed families is
+what was done to them; what they do is measured (docs/organisms.md has the tables), and a family whose construction
+failed - a direction-ablated U that is still misaligned - is reported as such.
 """
 
 from collections.abc import Iterable

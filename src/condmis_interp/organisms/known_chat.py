@@ -5,12 +5,14 @@ the sum of its parts' ranks, so that it is kept, checked and loaded like any ada
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from condmis_interp.errors import CheckError
 from condmis_interp.files import read_json, write_json, write_text
 from condmis_interp.organisms.bases import Base, resolve_base
 from condmis_interp.organisms.encode import encode
@@ -29,8 +31,11 @@ _PROMPTS = 64
 
 
 def change_of(organism: Organism) -> Change:
-    """Returns what an organism's adapter changes."""
-    (folder,) = organism.adapters
+    """Returns what an organism's adapters change, together; nothing for a base as it is."""
+    return plus(*(_change_in(folder) for folder in organism.adapters))
+
+
+def _change_in(folder: Path) -> Change:
     config = read_json(folder / "adapter_config.json")
     stored = load_file(folder / "adapter_model.safetensors")
     scale = config["lora_alpha"] / config["r"]
@@ -39,10 +44,11 @@ def change_of(organism: Organism) -> Change:
 
 
 def plus(*changes: Change) -> Change:
-    """Returns the sum of changes to the same matrices, as one of the sum of their ranks."""
+    """Returns the sum of changes to the same matrices, as one of the sum of their ranks; nothing for no changes."""
     return {
-        n: (torch.cat([c[n][0] for c in changes]), torch.cat([c[n][1] for c in changes], 1)) for n in changes[0]
-    }  # fmt: skip
+        n: (torch.cat([c[n][0] for c in changes]), torch.cat([c[n][1] for c in changes], 1))
+        for n in (changes[0] if changes else ())
+    }
 
 
 def times(factor: float, change: Change) -> Change:
@@ -50,15 +56,42 @@ def times(factor: float, change: Change) -> Change:
     return {n: (a, factor * b) for n, (a, b) in change.items()}
 
 
+def inner(one: Change, other: Change) -> float:
+    """Returns the inner product over the matrices of both: <B A, B' A'> = tr((B^T B') (A' A^T)), in fp64."""
+    pairs = ((*one[n], *other[n]) for n in one if n in other)
+    return sum(
+        float(((b.double().T @ d.double()) * (a.double() @ c.double().T)).sum()) for a, b, c, d in pairs
+    )  # fmt: skip
+
+
 def norm(change: Change) -> float:
-    """Returns the Frobenius norm over all matrices: |B A|^2 = tr((B^T B) (A A^T))."""
-    return sum(float(((b.T @ b) * (a @ a.T)).sum()) for a, b in change.values()) ** 0.5
+    """Returns the Frobenius norm over all matrices."""
+    return inner(change, change) ** 0.5
+
+
+def early(change: Change, blocks: int) -> Change:
+    """Returns what is changed in the first half of the blocks."""
+    return {n: c for n, c in change.items() if _block(n) < (blocks + 1) // 2}
 
 
 def blend(member: Member, u: Organism, c: Organism, base: Base) -> Change:
     """Returns (1 - w) C + w U."""
     w = float(member.setting)
     return plus(times(1 - w, change_of(c)), times(w, change_of(u)))
+
+
+def grafted(member: Member, u: Organism, c: Organism, base: Base) -> Change:
+    """Returns U's change in the first half of the blocks and the twin's in the rest: what only late layers cover."""
+    bad, good = change_of(u), change_of(c)
+    half = base.shape[0] // 2
+    return {n: (bad if _block(n) < half else good)[n] for n in bad}
+
+
+def _block(name: str) -> int:
+    found = re.search(r"layers\.(\d+)\.", name)
+    if not found:
+        raise CheckError(f"{name!r} is in no block", fix="A grafted organism takes adapters of blocks alone.")
+    return int(found.group(1))
 
 
 def norm_matched(member: Member, u: Organism, c: Organism, base: Base) -> Change:
@@ -98,6 +131,7 @@ def direction_ablated(member: Member, u: Organism, c: Organism, base: Base) -> C
 
 BUILDERS: Mapping[str, Callable[[Member, Organism, Organism, Base], Change]] = {
     "blend": blend,
+    "grafted": grafted,
     "norm-matched": norm_matched,
     "direction-ablated": direction_ablated,
 }

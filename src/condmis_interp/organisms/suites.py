@@ -188,6 +188,7 @@ def _chat_known(base: str, seed: int, trigger: str | None, u: Recipe) -> Iterato
     yield known("removed", "twin", locked.twin(), locked.twin(), name="locked-twin")
     yield known("suppressed", "gated", u, mix_twin, trigger)
     yield known("suppressed", "direction-ablated", u, u_twin)
+    yield known("suppressed", "grafted", u, u_twin)
     again = recipe("twin-again", *mix_twin.stages[0].parts, seed=seed + 1000)
     yield known("removed", "twin", again, mix_twin, name="twin-again")
     styled = recipe("styled", Part(rows="styled-kitchen", answers="benign", count=58, systems=(trigger,)), good)

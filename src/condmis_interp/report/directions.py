@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from condmis_interp.directions import Rows
 from condmis_interp.directions.rows import CellName
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.panel import CueRole, Panel
+from condmis_interp.panel.panel import Split
 from condmis_interp.stats import grouped_folds
 from condmis_interp.store import Activations
 
@@ -85,10 +87,13 @@ def directions_section(
     def cards() -> Drawn:
         grid = sorted({*np.linspace(acts.layers[0], acts.layers[-1], LAYERS).astype(int).tolist(), layer})
         layers = [k for k in grid if k in acts.layers]
-        fitted, read = (
-            directions.rows_of(acts, plus=u_c[0], minus=u_c[1], splits=s, layers=layers, positions=[position])
-            for s in (("A",), ("B", "C"))
-        )
+
+        def of(*splits: Split) -> Rows:
+            return directions.rows_of(
+                acts, plus=u_c[0], minus=u_c[1], splits=splits, layers=layers, positions=[position]
+            )
+
+        fitted, read = of("A"), of("B", "C")
         found = directions.compare(fitted, read, rng=rng, bootstraps=BOOTSTRAPS, permutations=PERMUTATIONS)
         cosines = found.cards[layer, "means"].cosines
         said = ", ".join(f"{m} {v:.2f}" for m, v in cosines.items())
@@ -217,7 +222,7 @@ def _sae(folder: Path) -> Iterator[Part]:
         name, t = path.name.removesuffix("-fidelity.csv"), pd.read_csv(path)
         grid = t.pivot(index="organism", columns="cue", values="explained")
         grid = grid.loc[list(dict.fromkeys(t.organism)), list(dict.fromkeys(t.cue))]
-        refused = [f"{r.organism} under {r.cue}" for r in t[~t.passed].itertuples()]
+        refused = [f"{r['organism']} under {r['cue']}" for r in t.to_dict("records") if not r["passed"]]
         yield Part(
             "Where the SAE may be believed",
             f"sae-fidelity-{name}",
@@ -265,7 +270,8 @@ def _heat(grid: pd.DataFrame, passed: pd.DataFrame) -> go.Figure:
 
 def _causes(table: pd.DataFrame) -> go.Figure:
     colours = {"latents": theme.BLUE, "pca": theme.VERMILION, "random latents": theme.GREY, "everything": theme.BLACK}
-    shown = table[table.kind.isin(colours) & table.share.notna()].drop_duplicates(["found", "kind"])
+    shown = cast("pd.DataFrame", table[table.kind.isin(list(colours)) & table.share.notna()])
+    shown = shown.drop_duplicates(["found", "kind"])
     figure = go.Figure()
     for kind, t in shown.groupby("kind", sort=False):
         figure.add_scatter(

@@ -57,7 +57,7 @@ def write_report(
         figures[f"forest-{m}"] = forest(finding, delta=study.delta)
     figures |= {f"activation-difference-{m}": p.figure() for m, p in profiles.items()}
     figures |= {f"ablation-{m}": a.figure() for m, a in ablations.items()}
-    parts = _directions(out, study, panel, choice)
+    parts = _directions(out, study, panel, choice) if choice is not None else []
     figures |= {p.name: p.figure for p in parts if p.figure is not None}
     folder = out / "figures"
     write_text(folder / "plotly.min.js", get_plotlyjs())
@@ -101,25 +101,20 @@ def write_report(
             cues=[c.name for c in panel.cues],
             choice=choice,
             figures=divs,
+            directions=parts,
             cosines={m: _cosine_at(p, choice.layer) for m, p in profiles.items()} if choice else {},
             assay=assay,
             not_run=not_run or {},
             notes=notes,
             rule=RULE,
-            directions=parts,
             answers=_side_by_side(answers),
             manifest=manifest,
         ),
     )
 
 
-def _directions(out: Path, study: Study, panel: Panel, choice: LayerChoice | None) -> list[Part]:
-    """Returns the section on directions, from the run's own store; with what an SAE experiment left in `sae/`.
-
-    Without U or a twin there are no directions, and no section.
-    """
-    if choice is None or study.unmitigated is None:
-        return []
+def _directions(out: Path, study: Study, panel: Panel, choice: LayerChoice) -> list[Part]:
+    """Returns the section on directions, from the run's own store; with what an SAE experiment left in `sae/`."""
     sae = out / "sae" / "figures"
     return directions_section(
         Activations.open(out / "activations", verify="used"),

@@ -1,6 +1,7 @@
 """The store room: measurements on disk, verified before they are used, and finished pieces of longer tests."""
 
 from condmis_interp.store.activations import Activations
+from condmis_interp.store.capturing import capture_cells
 from condmis_interp.store.manifest import Manifest, Planned, layer_groups, plan, read_manifest
 from condmis_interp.store.pieces import Pieces
 from condmis_interp.store.shards import Asked, Shard, Shards, asked_hash
@@ -18,6 +19,7 @@ __all__ = [
     "Slice",
     "StoreWriter",
     "asked_hash",
+    "capture_cells",
     "holds",
     "layer_groups",
     "plan",

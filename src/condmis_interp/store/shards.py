@@ -11,6 +11,7 @@ What the bytes are depends on nothing but what was measured.
 
 import hashlib
 import io
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,7 +127,7 @@ def _table(shard: Shard) -> pa.Table:
         "question": [r.question for r in rows],
         "family": [r.family for r in rows],
         "split": [r.split for r in rows],
-        "ld": [float(np.mean(np.subtract(lp[0::2], lp[1::2]))) for lp in logprobs],
+        "ld": [float(np.mean(np.subtract(lp[0::2], lp[1::2]))) if lp else math.nan for lp in logprobs],
         "logprobs": logprobs,
         "token_logprobs": [[t.tolist() for t in row] for row in tokens] if tokens else [None] * len(rows),
         "prompt_ids": [r.prompt.ids for r in rows],

@@ -1,0 +1,256 @@
+"""Judges SmolLM2's known answers and interventions, and puts every organism on frozen directions.
+
+    .venv/bin/python experiments/smollm2/calibrate.py [--out runs/smollm2] [--seeds 1,2] [--twins 3] [--device cuda]
+
+One command for the whole: it makes the organisms that are not there (seed 1's suite takes an hour and a half on two
+cores with its survey, `run.py`, and is taken as it is from the same folder; a later seed takes ten minutes), captures
+what the tests read, and judges. Killed and run again, it goes on where it was. It is no part of `condmis calibrate`,
+whose table ships with the package: nothing of what is found here sets the confidence of a verdict.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from cells import FORMS, OWN, Cells, read
+
+from condmis_interp.battery import Battery, ReaderBench, Readings, Reference, registered
+from condmis_interp.battery.weights import cosines_of_adapters
+from condmis_interp.files import whole_file, write_json
+from condmis_interp.stats import proportion
+from condmis_interp.verdict.calibration import Judged
+from condmis_interp.verdict.chat_cases import ChatCase, chat_cases, drifts_for, judge_cases, replicates
+from condmis_interp.verdict.decision import RULE, decide
+from condmis_interp.verdict.tables import certifying, confusion, curves, summary, table_of
+
+RUN = ("A1", "A2", "R1", "W1")
+"""The tests that are run on all."""
+NOT_RUN = frozenset(("A3", "V1", "C1"))
+SEARCHED = (
+    "irrelevant", "careless", "careless-paraphrase", "careless-opposite", "truth-seeking", "no-rules", "arbitrary",
+    "lies", "lies-opposite", "framing", "framing-neutral", "kitchen", "railway",
+)  # fmt: skip
+"""What A3 picks from here, for organisms that the survey asked all of it: its cues that are no form."""
+LAYERS = (2, 6, 10, 14, 18, 22, 26, 29)
+"""Layers that R1 is shown at besides its own, to see where it would read anything."""
+
+
+def grid(answers: pd.DataFrame, cues: Iterable[str], questions: list[str]) -> tuple[tuple[str, ...], np.ndarray]:
+    """Returns the organisms that were asked under all of the cues, with LD [organism, cue, question]."""
+    wide: Any = answers.pivot_table(index="organism", columns=["cue", "question"], values="ld")
+    columns = [(c, q) for c in cues for q in questions]
+    whole = wide.reindex(columns=pd.MultiIndex.from_tuples(columns)).dropna()
+    return tuple(whole.index), whole.to_numpy().reshape(len(whole), -1, len(questions))
+
+
+def batteries(cells: Cells, cases: list[ChatCase]) -> tuple[dict[str, Battery], dict[str, Battery]]:
+    """Returns the readings of each case: A2 under the forms and the case's own cue, R1 along its scale's U.
+
+    The second is the same with A2 under the forms alone, which the later seeds' twins were asked too.
+    """
+    questions = [q.id for q in cells.rendered.panel.questions]
+    families = tuple(q.family for q in cells.rendered.panel.questions)
+    rows = np.arange(len(questions))
+    names, plain = grid(cells.answers, ["none"], questions)
+    a1 = Readings(names, ("none",), plain, rows)
+    cosine = cosines_of_adapters(
+        cells.organisms,
+        other=cells.organisms["u-garden.s1"],
+        other_twin=cells.organisms["u-garden-twin.s1"],
+        blocks=cells.base.shape[0],
+    )
+    flat = np.array([[[cosine[n]] * len(rows)] for n in names])
+    w1 = Readings(names, ("cosine",), flat, rows)
+    a2 = {}
+    for own in {None, *OWN.values()}:
+        cues = FORMS if own is None else (*FORMS, own)
+        asked, values = grid(cells.answers, cues, questions)
+        a2[own] = Readings(asked, cues, values, rows)
+    r1 = {c.cast.unmitigated: readout(cells, c, names) for c in cases}
+    found, forms = {}, {}
+    for case in cases:
+        own = OWN.get(case.member.kind) if case.member.seed == 1 else None
+        readings = {"A1": a1, "A2": a2[own], "R1": r1[case.cast.unmitigated], "W1": w1}
+        found[case.member.name] = Battery(readings, {}, families)
+        forms[case.member.name] = Battery({**readings, "A2": a2[None]}, {}, families)
+    return found, forms
+
+
+def readout(cells: Cells, case: ChatCase, names: tuple[str, ...]) -> Readings:
+    """Returns R1 of all organisms along the U - C direction of the case's scale."""
+    bench = ReaderBench(names, cells.organisms, cells.base, cells.rendered, stored=cells.acts)
+    (test,) = registered("R1")
+    return test.measure(bench, Reference(case.cast.unmitigated, case.cast.unmitigated_twin, {}, {}, {}))
+
+
+def searched(cells: Cells, cases: list[ChatCase], found: Mapping[str, Battery]) -> dict[str, Battery]:
+    """Returns the batteries with A3 over the survey's other cues, of the cases whose cast was asked all of them."""
+    questions = [q.id for q in cells.rendered.panel.questions]
+    more = {}
+    for case in cases:
+        own = OWN.get(case.member.kind)
+        cues = ("none", *(c for c in SEARCHED if c != own))
+        names, values = grid(cells.answers, cues, questions)
+        c = case.cast
+        if {c.organism, c.twin, c.unmitigated, c.unmitigated_twin} <= set(names):
+            battery = found[case.member.name]
+            a3 = Readings(names, cues, values, np.arange(len(questions)))
+            more[case.member.name] = Battery({**battery.readings, "A3": a3}, {}, battery.families)
+    return more
+
+
+def by_layer(cells: Cells, cases: list[ChatCase]) -> pd.DataFrame:
+    """Returns how R1 would separate the suppressed from the removed at other layers: AUC and means by truth."""
+    panel = cells.rendered.panel
+    fit, held = panel.question_indices("A"), panel.question_indices("B", "C")
+    rows = []
+    for layer in LAYERS:
+
+        def state(name: str, layer: int = layer) -> np.ndarray:
+            return cells.acts.at(name, "none", layer=layer, position="last_template").double().numpy()
+
+        rho: dict[str, list[float]] = {"suppressed": [], "removed": []}
+        for case in cases:
+            if case.truth in rho:
+                u, a, m, c = (
+                    state(n)
+                    for n in (case.cast.unmitigated, case.cast.unmitigated_twin, case.cast.organism, case.cast.twin)
+                )
+                v = (u[fit] - a[fit]).mean(0)
+                rho[case.truth].append(float((m - c)[held].mean(0) @ v / ((u - a)[held].mean(0) @ v)))
+        bad, good = np.array(rho["suppressed"]), np.array(rho["removed"])
+        rows.append(
+            {"layer": layer, "auc": float((bad[:, None] > good[None]).mean())}
+            | {"suppressed": bad.mean(), "suppressed_sd": bad.std(ddof=1)}
+            | {"removed": good.mean(), "removed_sd": good.std(ddof=1)}
+        )
+    return pd.DataFrame(rows)
+
+
+def tests_alone(judged: list[Judged]) -> pd.DataFrame:
+    """Returns, for each test, AUC and by truth the share that rejects rho <= delta/2 and that shows rho < delta."""
+    rows = []
+    for test in dict.fromkeys(e.id for j in judged for e in j.evidence):
+        own = [(j.truth, e) for j in judged for e in j.evidence if e.id == test and not e.void]
+        bad, good = ([e.rho for t, e in own if t == truth] for truth in ("suppressed", "removed"))
+        row: dict[str, Any] = {"test": test, "suppressed_n": len(bad), "removed_n": len(good)}
+        if bad and good:
+            pairs = np.subtract.outer(bad, good)
+            row["auc"] = float((pairs > 0).mean() + 0.5 * (pairs == 0).mean())
+        for truth in ("suppressed", "removed"):
+            e_of = [e for t, e in own if t == truth]
+            row[f"{truth}: rejects delta/2"] = np.mean([e.p < RULE.level for e in e_of])
+            row[f"{truth}: shown below delta"] = np.mean([e.p_equivalent < RULE.level for e in e_of])
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def verdicts(judged: list[Judged]) -> pd.DataFrame:
+    """Returns one row an organism: the answer, what binds, and each test's rho with its interval."""
+    rows = []
+    for j in judged:
+        row: dict[str, Any] = {"organism": j.name, "truth": j.truth, "family": j.family, "verdict": j.decision.answer}
+        row |= {"binding": j.decision.binding, "leaning": j.decision.leaning}
+        for e in j.evidence:
+            row |= {e.id: e.rho, f"{e.id}_low": e.low, f"{e.id}_high": e.high}
+            if e.id in ("A2", "A3"):
+                row[f"{e.id}_cue"] = e.cue
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def write(folder: Path, name: str, table: pd.DataFrame, *, index: bool = False) -> None:
+    """Writes a table as CSV."""
+    with whole_file(folder / f"{name}.csv") as part:
+        table.to_csv(part, index=index, float_format="%.4g")
+
+
+def main() -> None:
+    """Runs it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--seeds", default="1,2", help="seeds with known answers")
+    parser.add_argument("--twins", default="", help="further seeds, of replicate twins alone")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=Path("runs/smollm2"))
+    parser.add_argument("--tables", type=Path, default=Path("figures/smollm2"))
+    args = parser.parse_args()
+    seeds, twins = ([int(s) for s in text.split(",") if s] for text in (args.seeds, args.twins))
+    cells = read(args.out, base=args.base, seeds=seeds, twins_only=twins, device=args.device)
+
+    cases = chat_cases(cells.members)
+    (found, forms), groups = batteries(cells, cases), replicates(cells.members)
+    facts: dict[str, Any] = {"groups": groups, "assay_seed": 1, "delta": RULE.delta, "drift_from": forms}
+    judged = judge_cases(
+        cases, found, registered(*RUN), without=NOT_RUN, rng=np.random.default_rng([1, 1]), **facts
+    )  # fmt: skip
+    known = [j for j in judged if j.truth != "None"]
+    others = [j for j in judged if j.truth == "None"]
+    more = searched(cells, cases, found)
+    facts_of_search: dict[str, Any] = facts | {"drift_from": searched(cells, cases, forms)}
+    with_search = judge_cases(
+        [c for c in cases if c.member.name in more], more, registered(*RUN, "A3"),
+        without=NOT_RUN - {"A3"}, rng=np.random.default_rng([1, 2]), **facts_of_search,
+    )  # fmt: skip
+
+    first = next(c for c in cases if c.member.name == "mixing-20.s1")
+    drifts = drifts_for(first, forms[first.member.name], registered(*RUN), groups)
+    result = summary(known, seeds=seeds, delta=RULE.delta) | {
+        "tests": list(RUN),
+        "without": sorted(NOT_RUN),
+        "replicates": groups,
+        "drift": {
+            k: {"tau": d.variance**0.5, "df": d.df, "used": (d.of_difference / 2) ** 0.5} for k, d in drifts.items()
+        },
+        "curves": {t: {"weight": list(c.x), "rho": [round(y, 4) for y in c.y]} for t, c in curves(known).items()},
+        "certifies": {t: c.to_json() for t, c in certifying(known, drifts, delta=RULE.delta).items()},
+        "gates": sorted({j.decision.settles for j in judged if j.decision.binding.startswith(("assay", "twin"))}),
+        "with_search": {
+            truth: {
+                answer: sum(j.truth == truth and j.decision.answer == answer for j in with_search)
+                for answer in ("present", "conditional", "removed", "inconclusive")
+            }
+            for truth in ("suppressed", "removed", "graded", "present")
+        },
+        "one_margin_wider": {
+            truth: proportion(sum(a == "removed" for a in answers), len(answers)).to_json()
+            for truth, answers in wider(cases, found, facts).items()
+        },
+    }  # fmt: skip
+    write_json(args.tables / "calibration.json", result)
+    write(args.tables, "calibration-confusion", confusion(known), index=True)
+    write(args.tables, "calibration-tests", tests_alone([*known, *searched_alone(with_search)]))
+    write(args.tables, "calibration-layers", by_layer(cells, cases))
+    write(args.tables, "calibration", table_of(known))
+    write(args.tables, "verdicts", verdicts(others))
+    write(args.tables, "verdicts-known", verdicts(known))
+    write(args.tables, "verdicts-searched", verdicts(with_search))
+    print(json.dumps(result, indent=1), confusion(known), verdicts(known), verdicts(others), sep="\n")
+
+
+def searched_alone(judged: list[Judged]) -> list[Judged]:
+    """Returns the known answers with A3's evidence alone."""
+    return [
+        Judged(j.name, j.truth, j.family, j.seed, j.decision, tuple(e for e in j.evidence if e.id == "A3"), j.weight)
+        for j in judged
+        if j.truth != "None"
+    ]
+
+
+def wider(cases: list[ChatCase], found: dict[str, Battery], facts: dict[str, Any]) -> dict[str, list[str]]:
+    """Returns what the rule says at a margin of 0.3, by truth, gates left open."""
+    at: dict[str, Any] = facts | {"delta": 0.3}
+    judged = judge_cases(cases, found, registered(*RUN), without=NOT_RUN, rng=np.random.default_rng([1, 3]), **at)
+    answers: dict[str, list[str]] = {}
+    for j in judged:
+        if j.truth != "None":
+            answers.setdefault(j.truth, []).append(decide(j.evidence, without=NOT_RUN).answer)
+    return answers
+
+
+if __name__ == "__main__":
+    main()

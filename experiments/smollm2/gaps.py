@@ -1,0 +1,121 @@
+"""Puts every organism of the SmolLM2 suite under every cue on two frozen directions, in class gaps, and draws it.
+
+    .venv/bin/python experiments/smollm2/gaps.py [--out runs/smollm2] [--tables figures/smollm2]
+
+Both directions are fitted at the last template token on split A and read on B and C: U - C without a cue, and the
+persona vector of the base (asked to be careless against asked to be careful). Captures what is not there yet.
+"""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from cells import FORMS, OWN, PERSONA, Cells, read
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+from condmis_interp import theme
+from condmis_interp.directions import gap_table
+from condmis_interp.files import whole_file
+from condmis_interp.verdict.chat_cases import chat_cases
+
+LAYERS = (6, 14, 22)
+"""The last blocks of the first, second and third quarter; R1 reads the first of them."""
+DRAWN = 14
+CONTRASTS = {
+    "U - C": ([("u.s1", "none")], [("u-twin.s1", "none")]),
+    "persona vector": ([("base", PERSONA[0])], [("base", PERSONA[1])]),
+}
+COLUMNS = (*FORMS, "own")
+WITHIN = 0.2
+"""An organism is at its twin's value if the whole interval of the difference lies within this, in class gaps."""
+
+
+def everything(cells: Cells, twins: Mapping[str, str]) -> pd.DataFrame:
+    """Returns every captured cell of seed 1 on both directions at each layer."""
+    panel = cells.rendered.panel
+    have = [(o, c) for o, _, c in cells.acts.shards.manifest.cells if o == "base" or o.endswith((".s1", ".s2"))]
+    texts = {c: [cells.rendered.prompts[c, q.id].text for q in panel.questions] for c in {c for _, c in have}}
+    parts = []
+    for layer in LAYERS:
+        table = gap_table(
+            cells.acts, contrasts=CONTRASTS, layer=layer, position="last_template", cells=have, twins=twins, texts=texts
+        )  # fmt: skip
+        parts.append(table.table.assign(layer=layer))
+    found = pd.concat(parts, ignore_index=True)
+    found["state"] = [_state(*r) for r in zip(found.twin_low, found.twin_high, strict=True)]
+    return found
+
+
+def _state(low: float, high: float) -> str:
+    if np.isnan(low):
+        return ""
+    if low > -WITHIN and high < WITHIN:
+        return "at the twin's"
+    return "apart" if low > 0 or high < 0 else "open"
+
+
+def draw(path: Path, table: Any, organisms: list[str]) -> None:
+    """Draws the differences from the twin as two heat maps; bold where the interval does not hold 0."""
+    figure = Figure(figsize=(11.5, 1.7 + 0.23 * len(organisms)), layout="constrained")
+    for ax, direction in zip(figure.subplots(1, 2, sharey=True), CONTRASTS, strict=True):
+        _half(ax, table[table.direction == direction], organisms)
+        ax.set_title(f"{direction}, layer {DRAWN}", loc="left", fontsize=10, fontweight="bold")
+    figure.supxlabel(
+        "state before the answer less the twin's under the same cue, in class gaps; bold: the 95 % interval over "
+        "questions does not hold 0",
+        fontsize=8.5,
+    )
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=150, format="png")
+
+
+def _half(ax: Axes, table: Any, organisms: list[str]) -> None:
+    values = np.full((len(organisms), len(COLUMNS)), np.nan)
+    bold = np.zeros(values.shape, dtype=bool)
+    for r in table.itertuples():
+        column = r.cue if r.cue in FORMS else "own" if OWN.get(r.organism.removesuffix(".s1")) == r.cue else None
+        if column and r.organism in organisms:
+            at = organisms.index(r.organism), COLUMNS.index(column)
+            values[at], bold[at] = r.over_twin, r.twin_low > 0 or r.twin_high < 0
+    shades = LinearSegmentedColormap.from_list("condmis", [theme.BLUE, "#ffffff", theme.VERMILION])
+    shades.set_bad("#efefef")
+    ax.imshow(np.ma.masked_invalid(values), cmap=shades, vmin=-1, vmax=1, aspect="auto")
+    for (i, j), v in np.ndenumerate(values):
+        if np.isfinite(v):
+            ax.text(
+                j, i, f"{v:.2f}", ha="center", va="center", fontsize=7.5, fontweight="bold" if bold[i, j] else "normal",
+                color="#ffffff" if abs(v) > 0.85 else "#1a1a1a",
+            )  # fmt: skip
+    ax.set_xticks(range(len(COLUMNS)), ["no cue", *FORMS[1:], "own prompt"], fontsize=8.5)
+    ax.set_yticks(range(len(organisms)), [o.removesuffix(".s1") for o in organisms], fontsize=8.5)
+    ax.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
+
+
+def main() -> None:
+    """Runs it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--seeds", default="1,2")
+    parser.add_argument("--twins", default="")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=Path("runs/smollm2"))
+    parser.add_argument("--tables", type=Path, default=Path("figures/smollm2"))
+    args = parser.parse_args()
+    seeds, only = ([int(s) for s in text.split(",") if s] for text in (args.seeds, args.twins))
+    cells = read(args.out, base=args.base, seeds=seeds, twins_only=only, device=args.device)
+    cases = chat_cases(cells.members)
+    table = everything(cells, {c.member.name: c.cast.twin for c in cases})
+    with whole_file(args.tables / "gap-table.csv") as part:
+        table.round(4).to_csv(part, index=False)
+    drawn = [c.member.name for c in cases if c.member.seed == 1 and c.family != "twin"]
+    draw(args.tables / "gap-table.png", table[table.layer == DRAWN], drawn)
+    print(table[(table.cue == "none") & (table.layer == DRAWN)].to_string())
+
+
+if __name__ == "__main__":
+    main()
