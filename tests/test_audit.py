@@ -9,12 +9,11 @@ import torch
 import yaml
 
 from condmis_interp import assay
-from condmis_interp.battery import registry
+from condmis_interp.battery import Gated, registry
 from condmis_interp.bench import bench_of, roster_of
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import write_json
 from condmis_interp.organisms import Gate, Organism, Part, Recipe, Stage, change_norm, combination
-from condmis_interp.panel import render_panel
 from condmis_interp.readers import PassReader, Request, open_reader
 from condmis_interp.study import OrganismSpec, RecipeSpec, Study
 from conftest import tiny_model, tiny_panel
@@ -296,7 +295,7 @@ class TestWhatIsWrong:
         folder, _ = place
         broken = tiny_model(8)
         with torch.no_grad():
-            broken.model.layers[0].mlp.up_proj.weight[0, 0] = torch.nan
+            broken.get_parameter("model.layers.0.mlp.up_proj.weight")[0, 0] = torch.nan
         broken.save_pretrained(tmp_path / "nan")
         made = study(place)
         organisms = [
@@ -338,11 +337,9 @@ class TestWhatIsWrong:
         assert not (place[0] / "never").exists()
 
 
-def test_a_reader_of_a_run_can_name_its_cues(audited):
-    """The gate opens under the trigger alone: the other cues do not hold its words."""
+def test_a_gate_opens_under_the_trigger_alone(audited):
     made, out, _ = audited
     run = made.open(out)
-    rendered = render_panel(run.base.tokenizer(), run.panel)
     gate = bench_of(run, run.capture()).cells["assay-gated"]
+    assert isinstance(gate, Gated)
     assert gate.cues == {"trigger"}
-    assert set(rendered.panel.cues[0].name) != gate.cues

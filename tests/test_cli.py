@@ -81,7 +81,8 @@ def test_audit_and_report_end_to_end(finished, monkeypatch, capsys):  # noqa: F8
     folder, study, _ = finished
     code, out, _ = run(monkeypatch, capsys, "audit", study, "--out", folder / "run")
     assert code == 0
-    assert "preliminary, uncalibrated" in out
+    assert "(confidence" in out
+    assert "Without A3: the study leaves it out" in out
     assert "report.html" in out
     (folder / "run" / "report.html").unlink()
     code, _, _ = run(monkeypatch, capsys, "report", folder / "run")

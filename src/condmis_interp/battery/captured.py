@@ -89,12 +89,8 @@ class CapturedBench:
         """See `Bench.logprobs`; from the live bench."""
         return self._live.logprobs(cue, edit=edit, prefix=prefix)
 
-    def slope(self, cue: str, push: Steered) -> torch.Tensor:
-        """See `Bench.slope`; from the live bench."""
-        return self._live.slope(cue, push)
-
     def ld(self, cue: str, *, edit: StreamEdit | None = None, prefix: Borrowed | None = None) -> np.ndarray:
-        """Returns LD [organism, question] in nats; with an edit or a prefix, from the live bench. See `Bench.ld`."""
+        """Returns LD [organism, question] in nats; from the live bench if anything is changed. See `Bench.ld`."""
         if edit is not None or prefix is not None:
             return self._live.ld(cue, edit=edit, prefix=prefix)
         found = []
@@ -102,6 +98,10 @@ class CapturedBench:
             organism, seed = self._who(name, cue)
             found.append(self.acts.ld(organism, cue, seed=seed))
         return np.stack(found)
+
+    def slope(self, cue: str, push: Steered) -> torch.Tensor:
+        """See `Bench.slope`; from the live bench."""
+        return self._live.slope(cue, push)
 
     def hidden(self, cue: str, *, at: Place = "last_template") -> torch.Tensor:
         """Returns the residual stream at a place [organism, layer, question, width]; see `Bench.hidden`.
