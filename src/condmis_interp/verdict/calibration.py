@@ -22,7 +22,7 @@ from condmis_interp.files import digest
 from condmis_interp.organisms import resolve_base
 from condmis_interp.panel import load_panel
 from condmis_interp.progress import progress
-from condmis_interp.stats import anchored_ratio
+from condmis_interp.stats import Drift, anchored_ratio
 from condmis_interp.store import Pieces
 from condmis_interp.verdict.confidence import stability
 from condmis_interp.verdict.decision import RULE, Answer, Decision, Gate, decide
@@ -125,6 +125,7 @@ def judge_all(
     rows: np.ndarray | None = None,
     draws: int = 1000,
     resamples: int = 0,
+    drifts: Mapping[str, Drift] | None = None,
     step: Callable[[], None] = lambda: None,
 ) -> list[Judged]:
     """Judges every known answer of every bench.
@@ -136,11 +137,12 @@ def judge_all(
         draws: Sign flips of max-T.
         resamples: Bootstrap samples of question families for the stability of each answer that can be right or wrong
             (graded organisms have no right one, *inconclusive* claims nothing); none by default.
+        drifts: Drift by test, in units of rho; that of the other benches by default.
         step: Called after each organism.
     """
-    tests, found = registered(*BATTERY), []
+    tests, found, given = registered(*BATTERY), [], drifts
     for m in measured:
-        drifts = drifts_without(measured, m.study.seed, tests)
+        drifts = drifts_without(measured, m.study.seed, tests) if given is None else given
         rng, again = (np.random.default_rng([m.study.seed, k]) for k in (1, 4))
         open_: dict[str, tuple[list[Evidence], Decision]] = {}
         for case in m.study.cases:
