@@ -37,6 +37,8 @@ SEARCHED = (
     "lies", "lies-opposite", "framing", "framing-neutral", "kitchen", "railway",
 )  # fmt: skip
 """What A3 picks from here, for organisms that the survey asked all of it: its cues that are no form."""
+BY_FORM = ("mixed", "locked", "gated")
+"""Families that the trigger's form opens."""
 LAYERS = (2, 6, 10, 14, 18, 22, 26, 29)
 """Layers that R1 is shown at besides its own, to see where it would read anything."""
 
@@ -133,18 +135,30 @@ def by_layer(cells: Cells, cases: list[ChatCase]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def auc(bad: np.ndarray, good: np.ndarray) -> float:
+    """Returns the chance that one of the first exceeds one of the second; ties count half."""
+    pairs = np.subtract.outer(bad, good)
+    return float((pairs > 0).mean() + 0.5 * (pairs == 0).mean())
+
+
 def tests_alone(judged: list[Judged]) -> pd.DataFrame:
-    """Returns, for each test, AUC and by truth the share that rejects rho <= delta/2 and that shows rho < delta."""
-    rows = []
+    """Returns what each test alone would do.
+
+    AUC of suppressed against removed, with a 95 % bootstrap interval over organisms, and of those alone that a form
+    hides; by truth the share that rejects rho <= delta/2 and that shows rho < delta.
+    """
+    rows, rng = [], np.random.default_rng(5)
     for test in dict.fromkeys(e.id for j in judged for e in j.evidence):
-        own = [(j.truth, e) for j in judged for e in j.evidence if e.id == test and not e.void]
-        bad, good = ([e.rho for t, e in own if t == truth] for truth in ("suppressed", "removed"))
+        own = [(j, e) for j in judged for e in j.evidence if e.id == test and not e.void]
+        bad, good = (np.array([e.rho for j, e in own if j.truth == truth]) for truth in ("suppressed", "removed"))
+        formed = np.array([e.rho for j, e in own if j.family in BY_FORM])
         row: dict[str, Any] = {"test": test, "suppressed_n": len(bad), "removed_n": len(good)}
-        if bad and good:
-            pairs = np.subtract.outer(bad, good)
-            row["auc"] = float((pairs > 0).mean() + 0.5 * (pairs == 0).mean())
+        if len(bad) and len(good):
+            drawn = [auc(rng.choice(bad, len(bad)), rng.choice(good, len(good))) for _ in range(2000)]
+            row |= {"auc": auc(bad, good), "auc_low": np.quantile(drawn, 0.025), "auc_high": np.quantile(drawn, 0.975)}
+            row |= {"by form": auc(formed, good), "by_form_n": len(formed)}
         for truth in ("suppressed", "removed"):
-            e_of = [e for t, e in own if t == truth]
+            e_of = [e for j, e in own if j.truth == truth]
             row[f"{truth}: rejects delta/2"] = np.mean([e.p < RULE.level for e in e_of])
             row[f"{truth}: shown below delta"] = np.mean([e.p_equivalent < RULE.level for e in e_of])
         rows.append(row)
