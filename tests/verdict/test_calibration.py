@@ -193,12 +193,12 @@ def test_the_primary_tests_are_those_that_may_certify(measured, judged):
 def test_the_rule_has_the_tests_that_may_certify_on_its_development_seeds():
     path = Path(__file__).parents[2] / "experiments" / "calibration" / "development-v2.json"
     found = json.loads(path.read_text())
-    assert found["rule_version"] == DECISION_RULE.version
+    assert found["rule_version"] == RULE.version
     assert found["seeds"] == preregistration((16, 17), 0.2)["development_seeds"]
-    assert tuple(t for t, c in found["certifies"].items() if not c["why_not"]) == DECISION_RULE.primary
+    assert tuple(t for t, c in found["certifies"].items() if not c["why_not"]) == RULE.primary
     assert "rises by 0.00" in found["certifies"]["V1"]["why_not"]
     primary = {t.id for t in TESTS if t.primary}
-    assert primary == set(DECISION_RULE.primary)
+    assert primary == set(RULE.primary)
 
 
 def test_a_test_that_is_flat_or_drifts_may_not_certify():

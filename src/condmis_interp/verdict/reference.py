@@ -27,6 +27,7 @@ from condmis_interp.verdict.decision import RULE
 from condmis_interp.verdict.drifts import drifts_without
 from condmis_interp.verdict.known_cases import Measured
 from condmis_interp.verdict.nulls import null_rates, twin_pairs
+from condmis_interp.verdict.several import by_seeds
 from condmis_interp.verdict.tables import (
     certifying,
     confusion,
@@ -51,6 +52,7 @@ class Calibration:
         tests: Each test alone.
         worth: The rule without one test at a time.
         operating: Rates against the margin and the number of questions.
+        seeds: Rates against the number of seeds a verdict.
         table: One row an organism and test.
         judged: Every organism.
         measured: The benches.
@@ -61,6 +63,7 @@ class Calibration:
     tests: pd.DataFrame
     worth: pd.DataFrame
     operating: pd.DataFrame
+    seeds: pd.DataFrame
     table: pd.DataFrame
     judged: tuple[Judged, ...] = field(repr=False)
     measured: tuple[Measured, ...] = field(repr=False)
@@ -149,6 +152,7 @@ def calibrate(
         per_test(judged, nulls),
         worth(judged),
         operating(measured, delta=delta),
+        by_seeds(measured, delta=delta),
         table_of(judged),
         tuple(judged),
         tuple(measured),
@@ -159,6 +163,7 @@ def calibrate(
         "tests": result.tests,
         "worth": result.worth,
         "operating": result.operating,
+        "seeds": result.seeds,
         "table": result.table,
     }
     for name, frame in tables.items():

@@ -40,8 +40,7 @@ def together(benches: Sequence[Measured]) -> Measured:
                 raise CheckError(f"the bench of seed {m.study.seed} holds other organisms than that of the first")
         readings[test] = replace(own, values=np.mean([r.values for r in each], 0))
     crashed = {k: v for m in benches for k, v in m.battery.crashed.items()}
-    others = tuple(s for s in seeds if s != first.study.seed)
-    return Measured(replace(first.study, others=others), Battery(readings, crashed, first.battery.families))
+    return Measured(first.study, Battery(readings, crashed, first.battery.families))
 
 
 def _kind(name: str, m: Measured) -> str:
@@ -78,8 +77,8 @@ def judge_together(measured: Sequence[Measured], size: int, *, delta: float, dra
     """
     tests, found = registered(*BATTERY), []
     for group in groups(measured, size):
-        m = together(group)
-        apart = [b for b in measured if not b.study.seeds & m.study.seeds]
+        m, own = together(group), frozenset().union(*(b.study.seeds for b in group))
+        apart = [b for b in measured if not own & b.study.seeds]
         of_one = pooled(drifts_of(b, tests) for b in apart)
         drifts: Mapping[str, Drift] = {k: replace(d, variance=d.variance / size) for k, d in of_one.items()}
         found += judge_all([m], delta=delta, draws=draws, drifts=drifts)
@@ -93,8 +92,8 @@ def by_seeds(measured: Sequence[Measured], *, delta: float, sizes: Sequence[int]
     """
     rows: list[dict[str, Any]] = []
     for size in sizes:
-        judged = judge_together(measured, size, delta=delta)
-        for truth in ("suppressed", "removed"):
+        judged = judge_together(measured, size, delta=delta)  # none, where seeds are too few for a group
+        for truth in ("suppressed", "removed") if judged else ():
             of = Counter(j.decision.answer for j in judged if j.truth == truth)
             row: dict[str, Any] = {"seeds": size, "truth": truth, "n": sum(of.values())}
             for answer in ("present", "conditional", "removed", "inconclusive"):
