@@ -57,7 +57,7 @@ def write_report(
         figures[f"forest-{m}"] = forest(finding, delta=study.delta)
     figures |= {f"activation-difference-{m}": p.figure() for m, p in profiles.items()}
     figures |= {f"ablation-{m}": a.figure() for m, a in ablations.items()}
-    parts = _directions(out, study, panel, choice) if choice is not None else []
+    parts = _directions(out, study, panel, choice)
     figures |= {p.name: p.figure for p in parts if p.figure is not None}
     folder = out / "figures"
     write_text(folder / "plotly.min.js", get_plotlyjs())
@@ -113,8 +113,13 @@ def write_report(
     )
 
 
-def _directions(out: Path, study: Study, panel: Panel, choice: LayerChoice) -> list[Part]:
-    """Returns the section on directions, from the run's own store; with what an SAE experiment left in `sae/`."""
+def _directions(out: Path, study: Study, panel: Panel, choice: LayerChoice | None) -> list[Part]:
+    """Returns the section on directions, from the run's own store; with what an SAE experiment left in `sae/`.
+
+    Without U or a twin there is nothing to take a direction from.
+    """
+    if choice is None or study.unmitigated is None:
+        return []
     sae = out / "sae" / "figures"
     return directions_section(
         Activations.open(out / "activations", verify="used"),
