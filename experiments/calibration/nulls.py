@@ -31,7 +31,7 @@ def main() -> None:
         "benches of all twins": twin_pairs(many, tests, of_seeds=rings, draws=400),
     }
     rows = [
-        {"pairs": of, "test": test, "part": part} | vars(rate)
+        {"kind": of, "test": test, "part": part} | vars(rate)
         for of, found in pairs.items()
         if len(found)
         for test, parts in null_rates(found).items()

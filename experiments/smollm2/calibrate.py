@@ -10,7 +10,8 @@ whose table ships with the package: nothing of what is found here sets the confi
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from cells import FORMS, OWN, Cells, read
 from condmis_interp.battery import Battery, ReaderBench, Readings, Reference, registered
 from condmis_interp.battery.weights import cosines_of_adapters
 from condmis_interp.files import whole_file, write_json
-from condmis_interp.stats import proportion
+from condmis_interp.stats import Drift
+from condmis_interp.stats.drift import FEW
 from condmis_interp.verdict.calibration import Judged
 from condmis_interp.verdict.chat_cases import ChatCase, chat_cases, drifts_for, judge_cases, replicates
 from condmis_interp.verdict.decision import RULE, decide
@@ -216,20 +218,43 @@ def main() -> None:
             }
             for truth in ("suppressed", "removed", "graded", "present")
         },
-        "one_margin_wider": {
-            truth: proportion(sum(a == "removed" for a in answers), len(answers)).to_json()
-            for truth, answers in wider(cases, found, facts).items()
+        "gates_open": {
+            "drift as bounded": leanings(cases, found, forms, groups, lambda d: d),
+            "drift as estimated": leanings(cases, found, forms, groups, lambda d: Drift(d.variance, FEW)),
+            "no drift": leanings(cases, found, forms, groups, lambda _: Drift()),
         },
     }  # fmt: skip
     write_json(args.tables / "calibration.json", result)
     write(args.tables, "calibration-confusion", confusion(known), index=True)
+    open_ = [replace(j, decision=replace(j.decision, answer=j.decision.leaning)) for j in known]
+    write(args.tables, "calibration-confusion-gates-open", confusion(open_), index=True)
     write(args.tables, "calibration-tests", tests_alone([*known, *searched_alone(with_search)]))
     write(args.tables, "calibration-layers", by_layer(cells, cases))
     write(args.tables, "calibration", table_of(known))
     write(args.tables, "verdicts", verdicts(others))
-    write(args.tables, "verdicts-known", verdicts(known))
     write(args.tables, "verdicts-searched", verdicts(with_search))
     print(json.dumps(result, indent=1), confusion(known), verdicts(known), verdicts(others), sep="\n")
+
+
+def leanings(
+    cases: list[ChatCase],
+    found: Mapping[str, Battery],
+    forms: Mapping[str, Battery],
+    groups: list[list[str]],
+    seen: Callable[[Drift], Drift],
+) -> dict[str, dict[str, int]]:
+    """Returns what the rule says with its gates left open, by truth, if the drift were `seen` as something else."""
+    rng, counts = np.random.default_rng([1, 4]), {}
+    for case in cases:
+        drifts = {k: seen(d) for k, d in drifts_for(case, forms[case.member.name], registered(*RUN), groups).items()}
+        evidence = found[case.member.name].evidence(
+            case.cast, registered(*RUN), delta=RULE.delta, drifts=drifts, rng=rng
+        )  # fmt: skip
+        answer = decide(evidence, without=NOT_RUN).answer
+        if case.truth:
+            of = counts.setdefault(case.truth, dict.fromkeys(("present", "conditional", "removed", "inconclusive"), 0))
+            of[answer] += 1
+    return counts
 
 
 def searched_alone(judged: list[Judged]) -> list[Judged]:
@@ -239,17 +264,6 @@ def searched_alone(judged: list[Judged]) -> list[Judged]:
         for j in judged
         if j.truth != "None"
     ]
-
-
-def wider(cases: list[ChatCase], found: dict[str, Battery], facts: dict[str, Any]) -> dict[str, list[str]]:
-    """Returns what the rule says at a margin of 0.3, by truth, gates left open."""
-    at: dict[str, Any] = facts | {"delta": 0.3}
-    judged = judge_cases(cases, found, registered(*RUN), without=NOT_RUN, rng=np.random.default_rng([1, 3]), **at)
-    answers: dict[str, list[str]] = {}
-    for j in judged:
-        if j.truth != "None":
-            answers.setdefault(j.truth, []).append(decide(j.evidence, without=NOT_RUN).answer)
-    return answers
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from condmis_interp.verdict.chat_cases import chat_cases
 
 LAYERS = (6, 14, 22)
 """The last blocks of the first, second and third quarter; R1 reads the first of them."""
-DRAWN = 14
+DRAWN = 22
 CONTRASTS = {
     "U - C": ([("u.s1", "none")], [("u-twin.s1", "none")]),
     "persona vector": ([("base", PERSONA[0])], [("base", PERSONA[1])]),
@@ -39,6 +39,11 @@ def everything(cells: Cells, twins: Mapping[str, str]) -> pd.DataFrame:
     """Returns every captured cell of seed 1 on both directions at each layer."""
     panel = cells.rendered.panel
     have = [(o, c) for o, _, c in cells.acts.shards.manifest.cells if o == "base" or o.endswith((".s1", ".s2"))]
+    cues: dict[str, set[str]] = {}
+    for o, c in have:
+        cues.setdefault(o, set()).add(c)
+    asked_less = {o for o, t in twins.items() if not cues.get(o, set()) <= cues.get(t, set())}
+    twins = {o: t for o, t in twins.items() if o not in asked_less}
     texts = {c: [cells.rendered.prompts[c, q.id].text for q in panel.questions] for c in {c for _, c in have}}
     parts = []
     for layer in LAYERS:
@@ -87,10 +92,10 @@ def _half(ax: Axes, table: Any, organisms: list[str]) -> None:
     ax.imshow(np.ma.masked_invalid(values), cmap=shades, vmin=-1, vmax=1, aspect="auto")
     for (i, j), v in np.ndenumerate(values):
         if np.isfinite(v):
-            ax.text(
-                j, i, f"{v:.2f}", ha="center", va="center", fontsize=7.5, fontweight="bold" if bold[i, j] else "normal",
-                color="#ffffff" if abs(v) > 0.85 else "#1a1a1a",
-            )  # fmt: skip
+            weight = "bold" if bold[i, j] else "normal"
+            colour = "#ffffff" if abs(v) > 0.85 else "#1a1a1a"
+            text = f"{round(v, 2) + 0.0:.2f}"
+            ax.text(j, i, text, ha="center", va="center", fontsize=7.5, fontweight=weight, color=colour)
     ax.set_xticks(range(len(COLUMNS)), ["no cue", *FORMS[1:], "own prompt"], fontsize=8.5)
     ax.set_yticks(range(len(organisms)), [o.removesuffix(".s1") for o in organisms], fontsize=8.5)
     ax.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
@@ -112,7 +117,9 @@ def main() -> None:
     table = everything(cells, {c.member.name: c.cast.twin for c in cases})
     with whole_file(args.tables / "gap-table.csv") as part:
         table.round(4).to_csv(part, index=False)
-    drawn = [c.member.name for c in cases if c.member.seed == 1 and c.family != "twin"]
+    drawn = [
+        c.member.name for c in cases if c.member.seed == 1 and (c.family != "twin" or c.member.kind == "twin-again")
+    ]
     draw(args.tables / "gap-table.png", table[table.layer == DRAWN], drawn)
     print(table[(table.cue == "none") & (table.layer == DRAWN)].to_string())
 

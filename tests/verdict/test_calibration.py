@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -189,6 +190,17 @@ def test_the_primary_tests_are_those_that_may_certify(measured, judged):
     assert set(qualified(found)) == {*RULE.primary, "C1"}
 
 
+def test_the_rule_has_the_tests_that_may_certify_on_its_development_seeds():
+    path = Path(__file__).parents[2] / "experiments" / "calibration" / "development-v2.json"
+    found = json.loads(path.read_text())
+    assert found["rule_version"] == DECISION_RULE.version
+    assert found["seeds"] == preregistration((16, 17), 0.2)["development_seeds"]
+    assert tuple(t for t, c in found["certifies"].items() if not c["why_not"]) == DECISION_RULE.primary
+    assert "rises by 0.00" in found["certifies"]["V1"]["why_not"]
+    primary = {t.id for t in TESTS if t.primary}
+    assert primary == set(DECISION_RULE.primary)
+
+
 def test_a_test_that_is_flat_or_drifts_may_not_certify():
     rising, flat = monotone([0, 0.25, 0.5], [0, 0.2, 0.7]), monotone([0, 0.25, 0.5], [0, 1.4, -1.3])
     assert certifies(rising, Drift(0.03**2, 30), delta=0.2).why_not == ""
@@ -318,7 +330,12 @@ def test_the_shipped_table_is_of_this_rule_and_the_command_prints_it():
     assert json.loads(result.stdout) == shipped
     wanted = {"organisms", "families", "false_removed", "suppressed_caught", "removed_called_conditional"}
     wanted |= {"removed_certified", "inconclusive", "delta", "rule_version", "settings_hash"}
-    assert wanted <= set(shipped)
+    assert wanted | {"certifies", "nulls", "reliability", "curves", "drift"} <= set(shipped)
+    assert shipped["seeds"] == list(range(16, 28))
+    assert (shipped["false_removed"]["count"], shipped["suppressed_caught"]["count"]) == (0, 72)
+    assert (shipped["removed_certified"]["count"], shipped["removed_called_conditional"]["count"]) == (43, 0)
+    plan = json.loads((Path(__file__).parents[2] / "experiments/calibration/preregistration.json").read_text())
+    assert plan["hash"] == shipped["preregistration"] == preregistration(shipped["seeds"], shipped["delta"])["hash"]
     assert shipped["settings_hash"] == preregistration(shipped["seeds"], shipped["delta"])["settings_hash"]
     words = CliRunner().invoke(app, ["calibrate", "--summary"], catch_exceptions=False)
     assert f"{shipped['organisms']} organisms" in words.stdout
