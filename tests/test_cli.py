@@ -82,7 +82,7 @@ def test_audit_and_report_end_to_end(finished, monkeypatch, capsys):  # noqa: F8
     code, out, _ = run(monkeypatch, capsys, "audit", study, "--out", folder / "run")
     assert code == 0
     assert "(confidence" in out
-    assert "Without A3: the study leaves it out" in out
+    assert "Without A3, V1, W1: left out by the study" in out
     assert "report.html" in out
     (folder / "run" / "report.html").unlink()
     code, _, _ = run(monkeypatch, capsys, "report", folder / "run")

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -231,8 +232,6 @@ def test_killed_anywhere_it_goes_on_and_trains_nothing_twice(finished, tmp_path,
 class TestDamage:
     @pytest.fixture
     def copy(self, finished, tmp_path):
-        import shutil
-
         shutil.copytree(finished[0] / "run", tmp_path / "run")
         return finished[1], tmp_path / "run"
 
@@ -273,6 +272,7 @@ def test_hostile_model_text_is_escaped_in_the_report(finished, tmp_path):
 
     folder, study, r = finished
     opened = Study.from_yaml(study)
+    shutil.copytree(folder / "run" / "activations", tmp_path / "activations")
     evil = "<script>alert(1)</script><img src=x onerror=alert(2)>"
     answers = r.answers.assign(answer=evil, question=evil)
     report.write_report(

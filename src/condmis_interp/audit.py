@@ -142,7 +142,7 @@ def _left_out(tests: list[Test]) -> dict[str, str]:
     internal = (i for ids in RULE.internal.values() for i in ids)
     of_rule = sorted({*RULE.primary, *RULE.tripwires, *RULE.overt, *internal})
     asked = {t.id for t in tests}
-    return {i: "the study leaves it out (battery.tests)" for i in of_rule if i not in asked}
+    return {i: "left out by the study (battery.tests)" for i in of_rule if i not in asked}
 
 
 def _notes(run: Run, planned: dict[str, Any]) -> list[str]:

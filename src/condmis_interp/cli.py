@@ -191,10 +191,10 @@ def _audit(file: Path, out: Path, *, full: bool = False) -> None:
     for name, v in result.verdicts.items():
         typer.echo(f"\n{name}: {v.verdict} (confidence {v.confidence:.2f}, decided by {v.decision.binding})")
         typer.echo("\n".join(v.explanation))
-        if v.decision.settles:
+        if v.verdict == "inconclusive":
             typer.echo(v.decision.settles)
-    for test, why in result.not_run.items():
-        typer.echo(f"Without {test}: {why}.")
+    for why in dict.fromkeys(result.not_run.values()):
+        typer.echo(f"Without {', '.join(test for test, w in result.not_run.items() if w == why)}: {why}.")
     typer.echo("".join(f"{note}\n" for note in result.notes) + f"\nOpen {out / 'report.html'}")
 
 

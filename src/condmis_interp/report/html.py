@@ -114,7 +114,10 @@ def write_report(
 
 
 def _directions(out: Path, study: Study, panel: Panel, choice: LayerChoice | None) -> list[Part]:
-    """Returns the section on directions, from the run's own store; with what an SAE experiment left in `sae/`."""
+    """Returns the section on directions, from the run's own store; with what an SAE experiment left in `sae/`.
+
+    Without U or a twin there is nothing to take a direction from.
+    """
     if choice is None or study.unmitigated is None:
         return []
     sae = out / "sae" / "figures"

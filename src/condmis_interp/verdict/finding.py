@@ -19,7 +19,7 @@ from scipy.stats import norm
 
 from condmis_interp.battery import ASSAY, Battery, Cast, Evidence, Test, assay_failures, missing, twin_failure
 from condmis_interp.battery.judging import replicate_drift
-from condmis_interp.errors import UserError
+from condmis_interp.errors import CondmisError, UserError
 from condmis_interp.stats import Drift, anchored_ratio
 from condmis_interp.verdict.confidence import confidence, predictive_value, stability
 from condmis_interp.verdict.decision import RULE, Answer, Decision, Gate, decide
@@ -170,7 +170,7 @@ class _Court:
             rng = np.random.default_rng([self.seed, *test.id.encode()])
             try:
                 found += self.battery.evidence(cast, [test], delta=delta, drifts=drifts, rng=rng)
-            except UserError as e:  # one family of questions, say: this test is void, the others go on
+            except CondmisError as e:  # one family of questions, say: this test is void, the others go on
                 found.append(missing(test, cast, e.what))
         return found
 
@@ -199,7 +199,7 @@ class _Court:
                 self.battery, cast, run, delta=self.delta, drifts=self.drifts(cast),
                 rng=np.random.default_rng([self.seed, 1]), gates=gates,
             )  # fmt: skip
-        except UserError:  # too few families to draw from
+        except CondmisError:  # too few families to draw from
             shares = {}
         return Finding(
             organism=name,
