@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from planted_bench import CUE, REFERENCE, Planted, PlantedBench, V
 
 from condmis_interp.battery import Cast, judge, registered
 from condmis_interp.battery.doses import COST, DOSES
@@ -13,7 +14,6 @@ from condmis_interp.battery.perturbation import weakest_push
 from condmis_interp.battery.potency import half_effect
 from condmis_interp.battery.readout import fit_probe
 from condmis_interp.battery.subspace import persona_subspaces, random_subspaces
-from planted import CUE, REFERENCE, Planted, PlantedBench, V
 
 U, BENIGN = Planted(2.0), Planted(-2.0)
 LEVELS = {
