@@ -1,5 +1,8 @@
 """How every figure looks: one set of colours that colour-blind readers can tell apart, one layout."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import plotly.graph_objects as go
 
 # Okabe & Ito (2008), a palette chosen to be told apart with any common colour-vision deficiency.
@@ -16,15 +19,37 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
 GREY = "#767676"
 
 ROLE_COLOURS = {"base": GREY, "U": BLACK, "M": BLUE, "C": GREEN}
-CUE_COLOURS = {"none": BLUE, "trigger": VERMILION, "neutral": SKY, "opposite": ORANGE, "irrelevant": GREY}
-CUE_DASHES = {"none": "solid", "trigger": "solid", "neutral": "dot", "opposite": "dash", "irrelevant": "dashdot"}
-CUE_SYMBOLS = {
-    "none": "circle",
-    "trigger": "diamond",
-    "neutral": "square",
-    "opposite": "triangle-up",
-    "irrelevant": "x",
+
+
+class CueStyle(NamedTuple):
+    """How a cue is drawn: line or marker colour, dash of a line, symbol of a marker (plotly's names)."""
+
+    colour: str
+    dash: str
+    symbol: str
+
+
+_CUES = {
+    "none": CueStyle(BLUE, "solid", "circle"),
+    "trigger": CueStyle(VERMILION, "solid", "diamond"),
+    "neutral": CueStyle(SKY, "dot", "square"),
+    "opposite": CueStyle(ORANGE, "dash", "triangle-up"),
+    "irrelevant": CueStyle(GREY, "dashdot", "x"),
 }
+_COLOURS = (VERMILION, GREEN, ORANGE, BLACK, SKY, PURPLE, GREY)
+_DASHES = ("solid", "dash", "dot", "dashdot")
+_SYMBOLS = ("diamond", "square", "triangle-up", "x", "circle-open", "square-open", "diamond-open", "x-open")
+
+
+def cue_style(cue: str, cues: Sequence[str]) -> CueStyle:
+    """Returns how one of the cues of a figure is drawn; those of the built-in panel look alike everywhere."""
+    if cue in _CUES:
+        return _CUES[cue]
+    used = {_CUES[c].colour for c in cues if c in _CUES}
+    free = [c for c in _COLOURS if c not in used]
+    k = [c for c in dict.fromkeys(cues) if c not in _CUES].index(cue)
+    return CueStyle(free[k % len(free)], _DASHES[k // len(free) % len(_DASHES)], _SYMBOLS[k % len(_SYMBOLS)])
+
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 

@@ -33,7 +33,7 @@ class BehaviourGrid:
         cues = list(dict.fromkeys(self.table.cue))
         for i, cue in enumerate(cues):
             rows = self.table[self.table.cue == cue].set_index("organism").loc[organisms]
-            offset = (i - (len(cues) - 1) / 2) * 0.13
+            offset = 0.7 * (0.5 - (i + 0.5) / len(cues))
             figure.add_scatter(
                 x=rows.ld,
                 y=[k - offset for k in range(len(organisms))],
@@ -48,8 +48,8 @@ class BehaviourGrid:
                 mode="markers",
                 name=cue,
                 marker={
-                    "color": theme.CUE_COLOURS.get(cue, theme.PURPLE),
-                    "symbol": theme.CUE_SYMBOLS.get(cue, "circle"),
+                    "color": theme.cue_style(cue, cues).colour,
+                    "symbol": theme.cue_style(cue, cues).symbol,
                     "size": 9,
                 },
                 customdata=np.stack([organisms, rows.share_misaligned], axis=1),
@@ -58,7 +58,9 @@ class BehaviourGrid:
                 + ": LD %{x:.2f}, share > 0: %{customdata[1]:.2f}<extra></extra>",
             )
         figure.add_vline(x=0, line={"color": "#444", "width": 1})
-        theme.styled(figure, x="LD, nats (right = misaligned)", y="", height=120 + 62 * len(organisms))
+        theme.styled(
+            figure, x="LD, nats (right = misaligned)", y="", height=120 + max(62, 11 * len(cues)) * len(organisms)
+        )
         figure.update_yaxes(
             tickvals=list(range(len(organisms))), ticktext=organisms, autorange="reversed", automargin=True, ticks=""
         )

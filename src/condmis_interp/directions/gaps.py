@@ -91,8 +91,6 @@ class GapTable:
         name = next(iter(self.scales)) if direction is None else direction
         table = self.table[self.table.direction == name]
         organisms, cues = list(dict.fromkeys(table.organism)), list(dict.fromkeys(table.cue))
-        spare = [theme.PURPLE, theme.VERMILION, theme.GREEN, theme.ORANGE, theme.BLACK, theme.SKY, theme.GREY]
-        symbols = ["circle-open", "square-open", "triangle-up-open", "diamond-open", "x-thin-open"]
         figure = go.Figure()
         for j, cue in enumerate(cues):
             of_cue = cast("pd.DataFrame", table[table.cue == cue])
@@ -105,8 +103,8 @@ class GapTable:
                 mode="markers",
                 name=cue,
                 marker={
-                    "color": theme.CUE_COLOURS.get(cue, spare[j % len(spare)]),
-                    "symbol": theme.CUE_SYMBOLS.get(cue, symbols[j % len(symbols)]),
+                    "color": theme.cue_style(cue, cues).colour,
+                    "symbol": theme.cue_style(cue, cues).symbol,
                     "size": 8,
                 },
                 customdata=organisms,

@@ -48,11 +48,11 @@ class DirectionProfile:
 
     def figure(self) -> go.Figure:
         """Draws layer x (organism, cue) along U - C."""
-        figure = go.Figure()
+        figure, cues = go.Figure(), list(dict.fromkeys(self.table.cue))
         for key, rows in self.table.groupby(["role", "organism", "cue"], sort=False):
             role, organism, cue = cast("tuple[str, str, str]", key)
             plain = role == "M"
-            colour = theme.CUE_COLOURS.get(cue, theme.PURPLE) if plain else theme.ROLE_COLOURS[role]
+            colour = theme.cue_style(cue, cues).colour if plain else theme.ROLE_COLOURS[role]
             if plain and cue in ("none", "trigger"):
                 figure.add_scatter(
                     x=[*rows.layer, *rows.layer[::-1]],
@@ -72,7 +72,7 @@ class DirectionProfile:
                 line={
                     "color": colour,
                     "width": 2.5 if plain else 1.8,
-                    "dash": theme.CUE_DASHES.get(cue, "solid") if plain else ("dash" if cue == "trigger" else "solid"),
+                    "dash": theme.cue_style(cue, cues).dash if plain else ("dash" if cue == "trigger" else "solid"),
                 },
                 hovertemplate="layer %{x}: %{y:.2f}<extra>" + f"{organism}, {cue}" + "</extra>",
             )

@@ -81,6 +81,7 @@ def write_report(
     )
     env.filters["number"] = _number
     env.filters["p"] = _p
+    env.filters["separation"] = _separation
     env.filters["duration"] = _duration
     divs = {
         name: Markup(f.to_html(full_html=False, include_plotlyjs=False, config=_CONFIG, div_id=f"figure-{i}"))
@@ -155,6 +156,11 @@ def _number(value: float | None, digits: int = 2) -> str:
     if value is None or not math.isfinite(value):
         return "unbounded"
     return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _separation(z: float | None) -> str:
+    """Returns how many standard errors the anchors lie apart; a test that no question enters has no such error."""
+    return "no error" if z is not None and z > 1e6 else _number(z, 1)
 
 
 def _p(value: float) -> str:

@@ -15,7 +15,7 @@ from condmis_interp.battery import Ablation, BehaviourGrid, DoseResponse
 from condmis_interp.directions import DirectionProfile
 from condmis_interp.files import whole_file
 
-_MARKERS = {"none": "o", "trigger": "D", "neutral": "s", "opposite": "^", "irrelevant": "X"}
+_MARKERS = {"circle": "o", "diamond": "D", "square": "s", "triangle-up": "^", "x": "X"}
 _STYLES = {"solid": "-", "dot": ":", "dash": "--", "dashdot": "-."}
 
 
@@ -69,13 +69,13 @@ def _behaviour(ax: Axes, grid: BehaviourGrid) -> None:
     cues = list(dict.fromkeys(grid.table.cue))
     for i, cue in enumerate(cues):
         rows = grid.table[grid.table.cue == cue].set_index("organism").loc[organisms]
-        y = np.arange(len(organisms)) + (i - (len(cues) - 1) / 2) * 0.14
+        y = np.arange(len(organisms)) + 0.7 * ((i + 0.5) / len(cues) - 0.5)
         ax.errorbar(
             rows.ld,
             y,
             xerr=[rows.ld - rows.low, rows.high - rows.ld],
-            fmt=_MARKERS.get(cue, "o"),
-            color=theme.CUE_COLOURS.get(cue, theme.PURPLE),
+            fmt=_MARKERS.get(theme.cue_style(cue, cues).symbol.removesuffix("-open"), "o"),
+            color=theme.cue_style(cue, cues).colour,
             markersize=5,
             linewidth=1,
             label=cue,
@@ -90,11 +90,12 @@ def _behaviour(ax: Axes, grid: BehaviourGrid) -> None:
 
 
 def _profile(ax: Axes, profile: DirectionProfile) -> None:
+    cues = list(dict.fromkeys(profile.table.cue))
     for key, rows in profile.table.groupby(["role", "organism", "cue"], sort=False):
         role, organism, cue = cast("tuple[str, str, str]", key)
         under_test = role == "M"
-        colour = theme.CUE_COLOURS.get(cue, theme.PURPLE) if under_test else theme.ROLE_COLOURS[role]
-        style = theme.CUE_DASHES.get(cue, "solid") if under_test else ("dash" if cue == "trigger" else "solid")
+        colour = theme.cue_style(cue, cues).colour if under_test else theme.ROLE_COLOURS[role]
+        style = theme.cue_style(cue, cues).dash if under_test else ("dash" if cue == "trigger" else "solid")
         if under_test and cue in ("none", "trigger"):
             ax.fill_between(rows.layer, rows.low, rows.high, color=colour, alpha=0.15, linewidth=0)
         ax.plot(rows.layer, rows.share, _STYLES[style], color=colour, linewidth=1.8, label=f"{organism}, {cue}")

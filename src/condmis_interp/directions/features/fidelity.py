@@ -78,7 +78,7 @@ class Fidelity:
 
     def figure(self) -> go.Figure:
         """Draws explained variance and share recovered by cell."""
-        figure = go.Figure()
+        figure, cues = go.Figure(), [str(c) for c in dict.fromkeys(self.table.cue)]
         for column, symbol in (("explained", "circle"), ("recovered", "diamond")):
             for cue, rows in self.table.groupby("cue", sort=False):
                 figure.add_scatter(
@@ -86,7 +86,7 @@ class Fidelity:
                     y=rows.organism,
                     mode="markers",
                     name=f"{column}, {cue}",
-                    marker={"symbol": symbol, "size": 9, "color": theme.CUE_COLOURS.get(str(cue), theme.PURPLE)},
+                    marker={"symbol": symbol, "size": 9, "color": theme.cue_style(str(cue), cues).colour},
                 )
         figure.add_vline(x=self.explained_floor, line={"dash": "dot", "color": "#444", "width": 1})
         return theme.styled(figure, x="share (1 = perfect)", y="", height=140 + 26 * self.table.organism.nunique())
