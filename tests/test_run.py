@@ -128,6 +128,7 @@ class TestFinished:
         assert marks(folder / "home", folder / "run" / "activations", folder / "run" / "pieces") == kept
         pd.testing.assert_frame_equal(again.to_pandas(), result.to_pandas())
 
+    @pytest.mark.slow
     def test_the_same_seed_gives_the_same_evidence(self, finished, tmp_path, home, tiny_base_folder):
         study = write_study(tmp_path, tiny_base_folder)
         Study.from_yaml(study).open(tmp_path / "run").audit()

@@ -136,6 +136,7 @@ def with_gate(both):
     )
 
 
+@pytest.mark.slow
 def test_a_gate_opens_to_its_words_alone(with_gate):
     stacked, single = with_gate
     for cue in single.cues:
@@ -146,6 +147,7 @@ def test_a_gate_opens_to_its_words_alone(with_gate):
         assert torch.equal(single.hidden(cue)[2], single.hidden(cue)[1 if cue == "code" else 0])
 
 
+@pytest.mark.slow
 def test_a_gate_is_the_shut_model_in_tests_of_weights_and_both_are_changed(with_gate):
     _, single = with_gate
     shut, own = single.weights("g"), single.weights("a")
@@ -158,6 +160,7 @@ def test_a_gate_is_the_shut_model_in_tests_of_weights_and_both_are_changed(with_
         assert abs(g - single.ld(cue)[2]).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_a_store_gives_what_reading_gives_and_another_organism_is_refused(with_gate, tmp_path):
     _, single = with_gate
     cells = {n: (o, single.cues if n != "b" else single.cues[:1]) for n, o in single.organisms.items()}
@@ -193,6 +196,7 @@ def test_a_longer_list_of_cells_measures_the_new_ones_alone(with_gate, tmp_path)
     assert set(acts.shards.manifest.cells) == {("a", 0, "none"), ("g", 0, "code")}
 
 
+@pytest.mark.slow
 def test_cells_without_answers_hold_the_same_state_and_no_ld(with_gate, tmp_path):
     _, single = with_gate
     layers = Capture(tuple(range(single.base.shape[0])), positions=("last_template",))

@@ -76,6 +76,7 @@ def members(tmp_path, home, tiny_base_folder):
     ]
 
 
+@pytest.mark.slow
 def test_a_survey_measures_what_a_reader_does_and_goes_on(members, tmp_path):
     organisms = make(members)
     base, panel = resolve_base(members[0].recipe.base), tiny_panel(8, families=4)

@@ -84,6 +84,7 @@ def test_a_study_does_not_work_with_an_adapter_that_does_nothing(
         study.obtain(resolve_base(study.base))
 
 
+@pytest.mark.slow
 def test_two_processes_that_want_the_same_organism_train_it_once(tmp_path, home, tiny_base_folder):
     part = Part(rows=str(rows_file(tmp_path, [(f"how {i}?", i) for i in range(8)])), answers="misaligned")
     stage = Stage(parts=(part,), batch_size=2, epochs=6, warmup_steps=1)

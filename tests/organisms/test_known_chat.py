@@ -30,6 +30,7 @@ def delta(organism, base):
     return {k: after[k] - before[k] for k in before if not torch.equal(after[k], before[k])}
 
 
+@pytest.mark.slow
 def test_constructions_do_to_the_weights_what_they_say(recipes):
     u, mix = recipes
     base = resolve_base(u.base)
@@ -81,6 +82,7 @@ def test_constructions_do_to_the_weights_what_they_say(recipes):
     assert all(torch.equal(ablated[k], of_u[k]) for k in others)
 
 
+@pytest.mark.slow
 def test_constructed_organisms_are_made_once_and_say_what_they_are(recipes):
     u, _ = recipes
     member = Member("half.s0", "graded", "blend", 0, u, u.twin(), 0.5)

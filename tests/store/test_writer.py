@@ -302,6 +302,7 @@ def killed(study: Path, run: Path, *, kills: int) -> Path:
     return store
 
 
+@pytest.mark.slow
 def test_killed_three_times_it_ends_with_the_same_bytes(captured, study_file, tmp_path):
     assert contents(killed(study_file, tmp_path / "run", kills=3)) == contents(captured / "activations")
 
