@@ -25,7 +25,7 @@ def acts(study, tmp_path_factory):
 
 
 def section(acts, panel, **changes):
-    settings = {"unmitigated": "u", "twins": {"m": "c"}, "layer": 2, "position": "answer_mean"}
+    settings = {"unmitigated": "u", "twin": "c", "twins": {"m": "c"}, "layer": 2, "position": "answer_mean"}
     return directions_section(acts, panel, rng=np.random.default_rng(0), **settings | changes)
 
 

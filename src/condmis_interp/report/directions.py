@@ -57,6 +57,7 @@ def directions_section(
     panel: Panel,
     *,
     unmitigated: str,
+    twin: str,
     twins: Mapping[str, str],
     layer: int,
     position: str,
@@ -69,6 +70,7 @@ def directions_section(
         acts: The run's activations.
         panel: Its panel.
         unmitigated: U.
+        twin: The C of U - C: U's own twin, where there is one.
         twins: The twin of each M.
         layer: Layer that was chosen for the causal tests.
         position: Position the directions are read at.
@@ -77,7 +79,6 @@ def directions_section(
     """
     folds = min(FOLDS, len({*acts.families("B", "C")}))
     none, trigger = (panel.cues_with(role)[0].name for role in (CueRole.NONE, CueRole.TRIGGER))
-    twin = next(iter(twins.values()))
     u_c: tuple[list[CellName], list[CellName]] = ([(unmitigated, none)], [(twin, none)])
     contrasts: dict[str, tuple[list[CellName], list[CellName]]] = {"U - C": u_c}
     for m, c in twins.items():
@@ -164,8 +165,8 @@ def _gaps(
     )
     return (
         f"The direction is fitted on split A without a cue and frozen; every organism under every cue is read on B "
-        f"and C with it at layer {layer}. 0 is the twin, 1 the unmitigated organism. A cue moves any model, so the "
-        f"figure to quote is the one over the twin under the same cue: {over} class gaps.",
+        f"and C with it at layer {layer}. 0 is {u_c[1][0][0]}, 1 {u_c[0][0][0]}. A cue moves any model, so the "
+        f"figure to quote is the one over its own twin under the same cue: {over} class gaps.",
         found.figure(),
         found.grid("U - C"),
     )

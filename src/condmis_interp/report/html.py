@@ -122,11 +122,14 @@ def _directions(out: Path, study: Study, panel: Panel, choice: LayerChoice | Non
     if choice is None or study.unmitigated is None:
         return []
     sae = out / "sae" / "figures"
+    twins = {m.name: twin.name for m in study.mitigated if (twin := study.twin_of(m.name)) is not None}
+    own = study.twin_of(study.unmitigated.name)
     return directions_section(
         Activations.open(out / "activations", verify="used"),
         panel,
         unmitigated=study.unmitigated.name,
-        twins={m.name: twin.name for m in study.mitigated if (twin := study.twin_of(m.name)) is not None},
+        twin=own.name if own else next(iter(twins.values())),
+        twins=twins,
         layer=choice.layer,
         position=study.battery.position,
         rng=np.random.default_rng(study.seed),
