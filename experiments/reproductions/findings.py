@@ -1,7 +1,7 @@
 """The reproductions: each takes the seeds' worlds and returns its figures and whether the finding holds.
 
-What counts as holding is written beside the finding, before the figures: the criterion of the literature where it has
-one, else the plain reading of the sentence.
+What counts as holding is written beside the finding (docs/reproductions.md says which was not written before the
+figures): the criterion of the literature where it has one, else the plain reading of the sentence.
 """
 
 import random as random_module

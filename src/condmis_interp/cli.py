@@ -43,7 +43,7 @@ def _main(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks."
 def demo(
     out: Out = Path("runs/demo"),
     full: Annotated[
-        bool, typer.Option("--full", help="With the tests and organisms that the demo leaves out; an hour more.")
+        bool, typer.Option("--full", help="With the tests and organisms that the demo leaves out; it takes far longer.")
     ] = False,
 ) -> None:
     """Make organisms from SmolLM2-135M, read, steer and ablate them, decide and report: the whole way, on a laptop."""

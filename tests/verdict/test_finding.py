@@ -115,6 +115,12 @@ def test_readings_are_averaged_over_seeds_and_each_is_told():
     assert averaged(Battery({"A1": r}, {}, ("f",)), {"m": ("m.s1", "m.s2")}).readings["A1"].at("m").tolist() == [[2.0]]
 
 
+def test_averaging_keeps_what_a_test_says_of_itself():
+    r = Readings(("m.s1",), ("x",), np.ones((1, 1, 1)), np.arange(1), {"reads_cue": 0.9}, "the probe reads the cue")
+    found = averaged(Battery({"R2": r}, {}, ("f",)), {"m": ("m.s1",)}).readings["R2"]
+    assert (found.void, found.notes) == ("the probe reads the cue", {"reads_cue": 0.9})
+
+
 def test_two_seeds_halve_the_drift():
     known = KnownDrift({t.id: Drift(0.01, 36) for t in TESTS}, "a calibration")
     two = run(known=known, replicates=[])

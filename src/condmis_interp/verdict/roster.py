@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from condmis_interp.battery import Battery, Cast, Readings
+from condmis_interp.battery import Battery, Cast
 from condmis_interp.files import read_json
 from condmis_interp.stats import Drift
 from condmis_interp.verdict.reference import reference
@@ -78,5 +78,5 @@ def averaged(battery: Battery, checkpoints: Mapping[str, tuple[str, ...]]) -> Ba
     for test, r in battery.readings.items():
         means = {n: np.mean([r.at(c) for c in of], 0) for n, of in checkpoints.items() if n not in r.names}
         values = np.concatenate([r.values, *(m[None] for m in means.values())])
-        found[test] = Readings((*r.names, *means), r.columns, values, r.rows)
+        found[test] = replace(r, names=(*r.names, *means), values=values)
     return replace(battery, readings=found)
