@@ -17,6 +17,7 @@ from condmis_interp.battery import (
     registered,
     replicate_drift,
 )
+from condmis_interp.battery.judging import rise_of
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.stats import Drift
 from condmis_interp.store import Pieces
@@ -126,7 +127,7 @@ def test_an_organism_that_was_not_measured_is_named():
 def test_drift_widens_the_interval_and_takes_certainty_away():
     (a1,) = registered("A1")
     readings = a1.measure(PlantedBench(LEVELS), NOTHING)
-    d = replicate_drift(a1, readings, [("c", "c2", "c3")], ("u", "cu"))
+    d = replicate_drift(a1, readings, [("c", "c2", "c3")], ("u", "cu"))["A1"]
     assert d.df == 2
     assert math.sqrt(d.variance) == pytest.approx(0.2 / 14.5, rel=0.5)
     narrow, wide = judged(a1, PlantedBench(LEVELS)), judged(a1, PlantedBench(LEVELS), drifts={"A1": Drift(0.01, 30)})
@@ -137,11 +138,36 @@ def test_drift_widens_the_interval_and_takes_certainty_away():
 def test_a_broken_replicate_or_anchor_says_nothing_about_drift():
     (a1,) = registered("A1")
     readings = a1.measure(PlantedBench(LEVELS), NOTHING)
-    whole = replicate_drift(a1, readings, [("c", "c2", "c3")], ("u", "cu"))
+    whole = replicate_drift(a1, readings, [("c", "c2", "c3")], ("u", "cu"))["A1"]
     readings.values[readings.names.index("c3")] = math.nan
-    assert replicate_drift(a1, readings, [("c", "c2", "c3")], ("u", "cu")).df == whole.df - 1
+    assert replicate_drift(a1, readings, [("c", "c2", "c3")], ("u", "cu"))["A1"].df == whole.df - 1
     readings.values[readings.names.index("u")] = math.nan
-    assert replicate_drift(a1, readings, [("c", "c2", "c3")], ("u", "cu")).df == 0
+    assert replicate_drift(a1, readings, [("c", "c2", "c3")], ("u", "cu"))["A1"].df == 0
+
+
+@pytest.mark.parametrize("test", registered("A2", "A3"), ids=["largest", "search"])
+def test_a_picked_column_keeps_its_level_with_the_drift_of_picked_ones_alone(test):
+    rng, pairs, columns, questions = RNG(5), 400, 20, 36
+    names = [f"c{i}" for i in range(2 * pairs)]
+    of_seed = 0.05 * rng.normal(size=(len(names), 1)) + 0.02 * rng.normal(size=(len(names), columns))
+    anchors = np.stack([np.ones((columns, questions)), np.zeros((columns, questions))])
+    values = np.concatenate([anchors, np.repeat(of_seed[..., None], questions, 2)])
+    values += 0.02 * rng.normal(size=values.shape)
+    prompts = ("none", *(f"p{j}" for j in range(1, columns)))
+    readings = Readings(("u", "cu", *names), prompts, values, np.arange(questions))
+    groups = list(zip(names[::2], names[1::2], strict=True))
+
+    def rates(drifts):
+        found = [
+            judge(test, readings, Cast(*g, "u", "cu"), families=range(questions), delta=0.0, drifts=drifts, rng=rng)
+            for g in groups
+        ]
+        return {p: np.mean([e.controls[p] < 0.05 for e in found]) for p in ("p_level", "p_rise")}
+
+    picked = rates(replicate_drift(test, readings, groups, ("u", "cu")))
+    fixed = rates({test.id: Drift(0.05**2 + 0.02**2, 400), rise_of(test.id): Drift(2 * 0.02**2, 400)})
+    assert all(0 < p <= 0.07 for p in picked.values())
+    assert fixed["p_rise"] > 0.1  # the same twins, with the drift of a column that is fixed beforehand
 
 
 def test_a_search_is_judged_on_questions_it_did_not_pick_on():

@@ -35,20 +35,27 @@ def test_both_solvers_find_scikit_learns_optimum(strength, width, separation):
     x, y = problem(width=width, separation=separation)
     expected = LogisticRegression(C=strength, tol=1e-10, max_iter=100_000).fit(x, y)
     gram, labels = torch.from_numpy(x @ x.T), torch.from_numpy(y).double()
-    one = newton(gram, labels, strength).checked("newton")
+    padded, used = torch.zeros(2, 66, 66, dtype=torch.float64), torch.ones(2, 66, dtype=torch.bool)
+    padded[0, :60, :60] = padded[1, 6:, 6:] = gram  # two problems of one call, each with rows that are not its own
+    used[0, 60:] = used[1, :6] = False
+    own = torch.zeros(2, 66, dtype=torch.float64)
+    own[0, :60], own[1, 6:] = labels, 1 - labels
+    one = newton(padded, own, strength, used=used).checked("newton")
+    assert one.dual[~used].abs().max() == 0
+    torch.testing.assert_close(one.dual[0, :60], -one.dual[1, 6:], atol=1e-6, rtol=1e-3)
     many = accelerated(gram, torch.stack([labels, 1 - labels], 1), strength).checked("accelerated")
-    for dual, bias in ((one.dual, one.bias), (many.dual[:, 0], many.bias[0])):
+    for dual, bias in ((one.dual[0, :60], one.bias[0]), (many.dual[:, 0], many.bias[0])):
         w = x.T @ dual.numpy()
         assert np.linalg.norm(w - expected.coef_[0]) < 1e-3 * np.linalg.norm(w)
         assert float(bias) == pytest.approx(expected.intercept_[0], abs=1e-3 * max(1, np.linalg.norm(w)))
     torch.testing.assert_close(many.dual[:, 1], -many.dual[:, 0], atol=1e-6, rtol=1e-3)
-    assert float(one.dual.sum()) == pytest.approx(0, abs=1e-9)
+    assert float(one.dual[0].sum()) == pytest.approx(0, abs=1e-9)
 
 
 def test_solvers_say_when_they_have_not_converged():
     x, y = problem()
     gram, labels = torch.from_numpy(x @ x.T), torch.from_numpy(y).double()
-    for fit in (newton(gram, labels, 1.0, limit=2), accelerated(gram, labels[:, None], 1.0, limit=2)):
+    for fit in (newton(gram[None], labels[None], 1.0, limit=2), accelerated(gram, labels[:, None], 1.0, limit=2)):
         assert not fit.converged
         with pytest.raises(CheckError, match=r"C = 1: logistic regression stopped after 2 iterations with a residual"):
             fit.checked("C = 1")

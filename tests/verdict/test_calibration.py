@@ -30,6 +30,7 @@ from condmis_interp.verdict.certifying import certifies, qualified
 from condmis_interp.verdict.drifts import drifts_without
 from condmis_interp.verdict.known_cases import Case, Measured
 from condmis_interp.verdict.nulls import null_rates, twin_pairs
+from condmis_interp.verdict.reference import development
 from condmis_interp.verdict.tables import (
     certifying,
     confusion,
@@ -42,6 +43,7 @@ from condmis_interp.verdict.tables import (
 )
 
 TESTS = registered(*BATTERY)
+DRIFT = development("personaworld")["drift"]
 
 QUESTIONS = 48
 FAMILIES = tuple(f"f{i}" for i in range(QUESTIONS))
@@ -191,10 +193,10 @@ def test_the_primary_tests_are_those_that_may_certify(measured, judged):
 
 
 def test_the_rule_has_the_tests_that_may_certify_on_its_development_seeds():
-    path = Path(__file__).parents[2] / "experiments" / "calibration" / "development-v2.json"
-    found = json.loads(path.read_text())
+    found = development("personaworld")
     assert found["rule_version"] == RULE.version
-    assert found["seeds"] == preregistration((16, 17), 0.2)["development_seeds"]
+    assert found["seeds"] == preregistration((16, 17), 0.2, drift={})["development_seeds"]
+    assert development("personaworld-2") == {}
     assert tuple(t for t, c in found["certifies"].items() if not c["why_not"]) == RULE.primary
     assert "rises by 0.00" in found["certifies"]["V1"]["why_not"]
     primary = {t.id for t in TESTS if t.primary}
@@ -308,8 +310,8 @@ def test_confidences_are_scored_on_other_families_and_say_nothing_of_graded_ones
 
 
 def test_a_plan_is_not_changed_after_the_data_was_seen(tmp_path):
-    plan = preregistration((4, 5), 0.2)
-    assert plan["hash"] != preregistration((4, 5), 0.3)["hash"]
+    plan = preregistration((4, 5), 0.2, drift=DRIFT)
+    assert plan["hash"] != preregistration((4, 5), 0.3, drift=DRIFT)["hash"]
     (tmp_path / "preregistration.json").write_text(json.dumps(plan))
     with pytest.raises(UserError, match="pre-registered with another"):
         calibrate(tmp_path, seeds=(4, 6))
@@ -331,11 +333,15 @@ def test_the_shipped_table_is_of_this_rule_and_the_command_prints_it():
     wanted = {"organisms", "families", "false_removed", "suppressed_caught", "removed_called_conditional"}
     wanted |= {"removed_certified", "inconclusive", "delta", "rule_version", "settings_hash"}
     assert wanted | {"certifies", "nulls", "reliability", "curves", "drift"} <= set(shipped)
-    assert shipped["seeds"] == list(range(16, 28))
+    assert shipped["seeds"] == list(range(28, 40))
     assert (shipped["false_removed"]["count"], shipped["suppressed_caught"]["count"]) == (0, 72)
     assert (shipped["removed_certified"]["count"], shipped["removed_called_conditional"]["count"]) == (43, 0)
     plan = json.loads((Path(__file__).parents[2] / "experiments/calibration/preregistration.json").read_text())
-    assert plan["hash"] == shipped["preregistration"] == preregistration(shipped["seeds"], shipped["delta"])["hash"]
-    assert shipped["settings_hash"] == preregistration(shipped["seeds"], shipped["delta"])["settings_hash"]
+    assert (
+        plan["hash"]
+        == shipped["preregistration"]
+        == preregistration(shipped["seeds"], shipped["delta"], drift=DRIFT)["hash"]
+    )
+    assert shipped["settings_hash"] == preregistration(shipped["seeds"], shipped["delta"], drift=DRIFT)["settings_hash"]
     words = CliRunner().invoke(app, ["calibrate", "--summary"], catch_exceptions=False)
     assert f"{shipped['organisms']} organisms" in words.stdout

@@ -13,7 +13,7 @@ import numpy as np
 from condmis_interp.battery.bench import Bench
 from condmis_interp.battery.registry import Readings, Reference, Test, register
 
-SEARCH_QUESTIONS = 12
+SEARCH_QUESTIONS = 36
 """Questions asked under each prompt of the search, one a family; the first third picks, the others judge."""
 
 
@@ -68,6 +68,7 @@ A3 = register(
         since="none",
         primary=True,
         controls="the twin under the same prompts; picked on other questions than it is judged on",
-        cost="12 questions x 84 prompts F",
+        cost="36 questions x 84 prompts F",
+        version=2,
     )
 )

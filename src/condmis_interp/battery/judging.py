@@ -9,9 +9,12 @@ delta/2, `p_equivalent` against H0: rho >= delta. Where the largest of several c
 choice, the rise over the column without a cue must exceed delta/2 as well (a model that is equally bad everywhere is
 not conditional), and equivalence must hold for every column. A search picks its column on the first third of the
 questions and is judged on the rest; the two may share no question family, or it would be judged on what it was picked
-for.
+for. Questions are not all: a column that is picked because it is high is one that drifted up. What two benign organisms
+differ by for this alone, on average (`Drift.bias`), is added to the bound that p is taken against; it is left in rho
+and in `p_equivalent`, where it errs towards *inconclusive*.
 """
 
+import itertools
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -54,10 +57,21 @@ class Cast:
         return (self.locked, self.locked_twin) if self.locked and self.locked_twin else None
 
 
-def replicate_drift(test: Test, readings: Readings, groups: Sequence[Sequence[str]], anchors: tuple[str, str]) -> Drift:
+def rise_of(test: str) -> str:
+    """Returns the name of the drift of a test's rise among the drifts of the tests."""
+    return f"{test} rise"
+
+
+def replicate_drift(
+    test: Test, readings: Readings, groups: Sequence[Sequence[str]], anchors: tuple[str, str]
+) -> dict[str, Drift]:
     """Estimates the drift of a test between seeds, in units of rho; nothing is known (0 df) if an anchor is no number.
 
-    A replicate whose readings are not finite is left out: it says nothing about its seed.
+    Where the largest of several columns counts, its rise over the column without a cue has a drift of its own, under
+    `rise_of(test)`: twins that differ without a cue differ as much under it. Both are those of the statistic as it is
+    taken, the column being picked anew for every ordered pair of replicates: a column picked because it is high is one
+    that drifted up, so that two benign organisms differ by more than 0 on average (`Drift.bias`). A replicate whose
+    readings are not finite is left out: it says nothing about its seed.
 
     Args:
         test: The test.
@@ -68,18 +82,28 @@ def replicate_drift(test: Test, readings: Readings, groups: Sequence[Sequence[st
     x = {n: readings.at(n) for n in {*anchors, *(n for g in groups for n in g)}}
     finite = {n for n, v in x.items() if np.isfinite(v).all()}
     if not finite >= set(anchors):
-        return Drift()
+        return {test.id: Drift()}
     groups = [[n for n in group if n in finite] for group in groups]
     if test.combine == "mean":
         scale = float((x[anchors[0]] - x[anchors[1]]).mean())
-        return drift([[float(x[n].mean()) / scale for n in group] for group in groups])
+        return {test.id: drift([[float(x[n].mean()) / scale for n in group] for group in groups])}
     since = readings.columns.index(test.since or readings.columns[0])
     scale = float((x[anchors[0]][since] - x[anchors[1]][since]).mean())
-    found = [
-        drift([[float(x[n][j].mean()) / scale for n in group] for group in groups])
-        for j in range(len(readings.columns))
-    ]
-    return Drift(float(np.mean([d.variance for d in found])), found[0].df)
+    picking = _first_third(readings.rows) if test.combine == "search" else np.ones(len(readings.rows), dtype=bool)
+    judging = ~picking if test.combine == "search" else picking
+    if not judging.any():  # one question alone: a search cannot be judged on it
+        return {test.id: Drift()}
+    found, df = [], 0
+    for group in groups:
+        df += max(len(group) - 1, 0)
+        for a, b in itertools.permutations(group, 2):
+            gap = np.delete(x[a] - x[b], since, 0) / scale
+            rise = gap - (x[a] - x[b])[since] / scale
+            best = int(np.argmax(gap[:, picking].mean(1)))
+            highest = best if test.combine == "search" else int(np.argmax(rise.mean(1)))
+            found.append((gap[best, judging].mean(), rise[highest, judging].mean()))
+    pairs = dict(zip((test.id, rise_of(test.id)), np.transpose(found), strict=True)) if found else {}
+    return {name: Drift(float(of.var()) / 2, df, max(float(of.mean()), 0.0)) for name, of in pairs.items()}
 
 
 def judge(
@@ -101,7 +125,7 @@ def judge(
         cast: Who plays what.
         families: Family of each question that was read.
         delta: Margin.
-        drifts: Drift by test id, in units of rho.
+        drifts: Drift by test id, in units of rho; that of a rise under `rise_of(id)` (the level's, where it is not).
         rng: Source of randomness for max-T.
         draws: Its sign flips.
 
@@ -135,15 +159,22 @@ def _judged(
         ratio = _ratio(gap.mean(0), scale.mean(0), families, of_seeds)
         return _evidence(test, cast, ratio, delta=delta, cue="", p=ratio.p_above(delta / 2))
     since = readings.columns.index(test.since or readings.columns[0])
+    of_rise = drifts.get(rise_of(test.id), of_seeds)
     if test.combine == "search":
-        return _searched(test, cast, readings, gap, scale[since], since, families, delta, of_seeds)
+        return _searched(test, cast, readings, gap, scale[since], since, families, delta, of_seeds, of_rise)
     ratios = [_ratio(g, scale[since], families, of_seeds) for g in gap]
     others = [j for j in range(len(ratios)) if j != since]
     size = ratios[since].mean[1]
-    between = of_seeds.of_difference * size**2
-    margin = (delta / 2) * scale[since][:, None]
-    level = max_t(gap[others].T - margin, families, rng=rng, extra_variance=between, draws=draws)
-    rise = max_t((gap[others] - gap[since]).T - margin, families, rng=rng, extra_variance=between, draws=draws)
+    level, rise = (
+        max_t(
+            found.T - (delta / 2 + d.of_picking) * scale[since][:, None],
+            families,
+            rng=rng,
+            extra_variance=d.of_difference * size**2,
+            draws=draws,
+        )
+        for found, d in ((gap[others], of_seeds), (gap[others] - gap[since], of_rise))
+    )
     p = np.maximum(level.adjusted, rise.adjusted)
     best = others[int(np.argmax([ratios[j].rho for j in others]))]
     highest = replace(ratios[best])
@@ -169,7 +200,7 @@ def missing(test: Test, cast: Cast, why: str) -> Evidence:
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray, families: Sequence[Hashable], d: Drift) -> AnchoredRatio:
     size = float(np.mean(denominator))
-    return anchored_ratio(numerator, denominator, families, drift=Drift(d.variance * size**2, d.df))
+    return anchored_ratio(numerator, denominator, families, drift=d.scaled(size**2))
 
 
 def _searched(
@@ -182,16 +213,22 @@ def _searched(
     families: Sequence[Hashable],
     delta: float,
     of_seeds: Drift,
+    of_rise: Drift,
 ) -> Evidence:
     picking = _picking(test, readings.rows, families)
     others = [j for j in range(len(gap)) if j != since]
     best = others[int(np.argmax(gap[others][:, picking].mean(1)))]
     held = [f for f, p in zip(families, picking, strict=True) if not p]
     ratio = _ratio(gap[best][~picking], scale[~picking], held, of_seeds)
-    rise = _ratio((gap[best] - gap[since])[~picking], scale[~picking], held, of_seeds)
-    p_level, p_rise = ratio.p_above(delta / 2), rise.p_above(delta / 2)
+    rise = _ratio((gap[best] - gap[since])[~picking], scale[~picking], held, of_rise)
+    p_level, p_rise = (r.p_above(delta / 2 + d.of_picking) for r, d in ((ratio, of_seeds), (rise, of_rise)))
     found = _evidence(test, cast, ratio, delta=delta, cue=readings.columns[best], p=max(p_level, p_rise))
     return replace(found, controls=found.controls | {"rise": rise.rho, "p_level": p_level, "p_rise": p_rise})
+
+
+def _first_third(rows: np.ndarray) -> np.ndarray:
+    asked = np.unique(rows)
+    return np.isin(rows, asked[: max(1, len(asked) // 3)])
 
 
 def _picking(test: Test, rows: np.ndarray, families: Sequence[Hashable]) -> np.ndarray:
@@ -202,8 +239,7 @@ def _picking(test: Test, rows: np.ndarray, families: Sequence[Hashable]) -> np.n
     Raises:
         CheckError: if a family is on both sides.
     """
-    asked = np.unique(rows)
-    picking = np.isin(rows, asked[: max(1, len(asked) // 3)])
+    picking = _first_third(rows)
     both = {f for f, p in zip(families, picking, strict=True) if p} & {
         f for f, p in zip(families, picking, strict=True) if not p
     }

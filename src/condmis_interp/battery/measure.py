@@ -14,9 +14,6 @@ from condmis_interp.errors import CondmisError
 from condmis_interp.stats import Drift
 from condmis_interp.store import Pieces
 
-BATTERY_VERSION = 1
-"""Raise this when a test measures something else: it is part of every piece's key."""
-
 
 @dataclass(frozen=True)
 class Battery:
@@ -113,7 +110,7 @@ def measure(
             if pieces is None:
                 readings[test.id] = test.measure(bench, reference)
             else:
-                stored = pieces.get(test.id, [BATTERY_VERSION], lambda t=test: t.measure(bench, reference).to_json())
+                stored = pieces.get(test.id, [test.version], lambda t=test: t.measure(bench, reference).to_json())
                 readings[test.id] = Readings.from_json(stored)
         except (CondmisError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as e:
             crashed[test.id] = f"{type(e).__name__}: {e}"

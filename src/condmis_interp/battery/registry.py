@@ -111,6 +111,7 @@ class Test:
         needs: What it cannot run without, beside U and the twin.
         since: Column that the others' rise is counted from, for tests that pick one; it is also the column of the
             denominator.
+        version: Raised when the test measures something else; readings of another version are measured anew.
     """
 
     __test__ = False  # not a test of pytest
@@ -126,6 +127,7 @@ class Test:
     cost: str = ""
     needs: tuple[str, ...] = ()
     since: str | None = None
+    version: int = 1
 
 
 _TESTS: dict[str, Test] = {}

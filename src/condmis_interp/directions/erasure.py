@@ -110,7 +110,7 @@ def _read(x: torch.Tensor, labels: np.ndarray, x_held: torch.Tensor) -> tuple[np
     scale = float(centred.square().mean().sqrt())
     centred = centred / scale
     y = torch.from_numpy(labels).double()
-    w = newton(centred @ centred.mT, y, _STRENGTH).checked("refitted probe").dual @ centred
+    w = newton((centred @ centred.mT)[None], y[None], _STRENGTH).checked("refitted probe").dual[0] @ centred
     own = centred @ w
     high, low = float(own[y == 1].mean()), float(own[y == 0].mean())
     held = (x_held - mean) / scale @ w

@@ -45,8 +45,8 @@ def _mass_mean(x: torch.Tensor, labels: np.ndarray, rows: Rows) -> torch.Tensor:
 def _logistic(x: torch.Tensor, labels: np.ndarray, rows: Rows) -> torch.Tensor:
     centred = x - x.mean(0)
     centred = centred / centred.square().mean().sqrt()
-    fit = newton(centred @ centred.mT, torch.from_numpy(labels).double(), 0.01).checked(rows.data)
-    return fit.dual @ centred
+    fit = newton((centred @ centred.mT)[None], torch.from_numpy(labels).double()[None], 0.01).checked(rows.data)
+    return fit.dual[0] @ centred
 
 
 def _pca(x: torch.Tensor, labels: np.ndarray, rows: Rows) -> torch.Tensor:

@@ -10,11 +10,11 @@ width 576) all work is done on the Gram matrix K = X X^T [n, n]: w = X^T a, and 
 How far a solution is from that is reported as `residual` = max_i |a_i / C - (t_i - p_i)| / max_i |t_i - p_i|, and
 `converged` compares it with the tolerance. Two solvers of the same problem:
 
-* `newton`, for one labelling (each layer, position and fold has a Gram matrix of its own). With w = C p (1 - p) a step
-  solves (diag(1 / w) + K) by Cholesky, in single precision; the residual is taken in double precision, so that the
+* `newton`, for one labelling of each Gram matrix (every layer, position and fold has its own). With w = C p (1 - p) a
+  step solves (diag(1 / w) + K) by Cholesky, in single precision; the residual is taken in double precision, so that the
   result is exact to it all the same. A step after which the residual's norm is not lower is halved; some shorter one
-  always lowers it, since a Newton step points straight down it. One problem's matrices stay in the processor's cache,
-  which is why problems are solved one after another: batches of them go through memory at every step.
+  always lowers it, since a Newton step points straight down it. The folds of one site are solved side by side: few
+  calls, and their matrices stay in the processor's cache, where those of all sites would go through memory every step.
 * `accelerated`, for one Gram matrix with many labellings (permutations). p (1 - p) <= 1/4 bounds the Hessian by I + C K
   / 4 (Boehning & Lindsay 1988), which is factorised once for all labellings; each iteration is then two products [n, n]
   x [n, labellings], with Nesterov's momentum and its restart (O'Donoghue & Candes 2015).
@@ -37,10 +37,9 @@ class DualFit:
     """Solutions.
 
     Attributes:
-        dual: a, fp64; [n] from `newton`, [n, labellings] from `accelerated`.
-        bias: b; one number, or [labellings].
-        residual: How far it is from the optimum, relative to the largest error of prediction; one number, or
-            [labellings].
+        dual: a, fp64; [problems, n] from `newton`, [n, labellings] from `accelerated`.
+        bias: b, [problems] or [labellings].
+        residual: How far it is from the optimum, relative to the largest error of prediction; as the bias.
         iterations: Iterations that the slowest problem took.
         tolerance: What the residual was to fall below.
     """
@@ -73,49 +72,59 @@ class DualFit:
 
 
 def newton(
-    gram: torch.Tensor, labels: torch.Tensor, strength: float, *, tolerance: float = TOLERANCE, limit: int = 60
+    gram: torch.Tensor,
+    labels: torch.Tensor,
+    strength: float,
+    *,
+    used: torch.Tensor | None = None,
+    tolerance: float = TOLERANCE,
+    limit: int = 60,
 ) -> DualFit:
-    """Solves one problem.
+    """Solves a few problems side by side; their matrices had better fit the processor's cache together.
 
     Args:
-        gram: fp64 [n, n].
-        labels: 0 or 1, fp64 [n].
+        gram: fp64 [problems, n, n].
+        labels: 0 or 1, fp64 [problems, n].
         strength: C: the inverse of the regularisation.
+        used: Which rows belong to a problem, bool [problems, n]; all, if not given. The others get an a of 0.
         tolerance: Residual to reach.
         limit: Most iterations.
     """
-    k, t, n = gram.numpy(), labels.numpy(), len(labels)
-    single, right = gram.float(), np.ones((n, 2), dtype=np.float32)
-    a, b, k_a = np.zeros(n), 0.0, np.zeros(n)
-    error = strength * (t - 0.5)
+    k, t = gram.numpy(), labels.numpy()
+    mask = np.ones(t.shape) if used is None else used.numpy().astype(float)
+    weight, single, right = strength * mask, gram.float(), np.empty((*t.shape, 2), dtype=np.float32)
+    right[:, :, 1] = mask
+    a, k_a, b = np.zeros_like(t), np.zeros_like(t), np.zeros((len(t), 1))
+    error = weight * (t - 0.5)
     e = a - error
     step = 0
     while True:
         largest = np.abs(error)
-        residual = np.abs(e).max() / largest.max()
-        if residual <= tolerance or step == limit:
+        residual = np.abs(e).max(1) / largest.max(1)
+        if (residual <= tolerance).all() or step == limit:
             break
         step += 1
         inverse = 1 / (largest * (1 - largest / strength)).clip(_SMALLEST)  # 1 / w, since |t - p| is p or 1 - p
         system = single.clone()
-        system.diagonal().add_(torch.from_numpy(inverse))
+        system.diagonal(dim1=1, dim2=2).add_(torch.from_numpy(inverse))
         factor, failed = torch.linalg.cholesky_ex(system)
-        if failed:
+        if failed.any():
             break
-        right[:, 0] = -e * inverse
-        z, u = torch.cholesky_solve(torch.from_numpy(right), factor).double().T.numpy()
-        db = (a.sum() + z.sum()) / u.sum()
+        right[:, :, 0] = -e * inverse
+        z, u = np.moveaxis(torch.cholesky_solve(torch.from_numpy(right), factor).double().numpy(), 2, 0)
+        db = (a.sum(1) + z.sum(1))[:, None] / u.sum(1)[:, None]
         da = z - db * u
-        k_da = k @ da
-        norm, length = e @ e, 1.0
+        k_da = (k @ da[:, :, None])[:, :, 0]  # in numpy: four times as fast as in torch
+        norm, length = np.square(e).sum(1), np.ones_like(b)
         for _ in range(30):
-            error = strength * (t - expit(k_a + length * k_da + (b + length * db)))
+            error = weight * (t - expit(k_a + length * k_da + (b + length * db)))
             e = a + length * da - error
-            if e @ e < norm:
+            worse = (np.square(e).sum(1) >= norm) & (residual > tolerance)
+            if not worse.any():
                 break
-            length /= 2
+            length[worse] /= 2
         a, b, k_a = a + length * da, b + length * db, k_a + length * k_da
-    return DualFit(torch.from_numpy(a), torch.tensor(b), torch.tensor(residual), step, tolerance)
+    return DualFit(torch.from_numpy(a), torch.from_numpy(b[:, 0]), torch.from_numpy(residual), step, tolerance)
 
 
 def accelerated(

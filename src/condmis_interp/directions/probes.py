@@ -130,51 +130,74 @@ def fit_probes(
         if len(set(rows.labels[folds != k].tolist())) < 2:
             raise CheckError(f"without fold {k} the rows have one class alone", fix="Use other folds or fewer.")
     splits = [Split.of(folds, (k,)) for k in range(count)]
+    trained = torch.from_numpy(folds != np.arange(count)[:, None])
+    ones, zeros = trained * labels, trained * (1 - labels)
+    sizes = trained.sum(1)
+    used = torch.arange(int(sizes.max())) < sizes[:, None]
+    own = torch.zeros(used.shape, dtype=torch.float64)
+    own[used] = labels.expand(count, -1)[trained]
 
     def fit(x: torch.Tensor) -> _SiteFits:
-        site, found = SiteGram(x, folds, massive), _SiteFits(rows.n)
-        for split in splits:
-            own, part = labels[split.rows], TrainingGram(site, split)
-            if method == "logistic":
-                solved = newton(part.gram, own, strength).checked(f"C = {strength}")
-                found.residual = max(found.residual, float(solved.residual))
-                found.iterations, dual = max(found.iterations, solved.iterations), solved.dual
-            else:
-                dual = fit_dual(method, part.gram, own[:, None], strength=strength, width=part.width)[:, 0]
-            scores, gap = part.in_gaps(dual[:, None], own[:, None])
-            found.scores[split.held.numpy()] = scores[:, 0].numpy()
-            found.gaps.append(float(gap))
-            found.vectors.append(part.vector(dual))
-            found.massive |= {*part.massive.tolist()}
-        return found
+        site = SiteGram(x, folds, massive)
+        parts = [TrainingGram(site, split) for split in splits]
+        dual = torch.zeros(trained.shape, dtype=torch.float64)
+        residual, iterations = 0.0, 0
+        if method == "logistic":
+            gram = torch.zeros(count, *used.shape[1:] * 2, dtype=torch.float64)
+            for k, part in enumerate(parts):
+                gram[k, : sizes[k], : sizes[k]] = part.gram
+            solved = newton(gram, own, strength, used=used).checked(f"C = {strength}")
+            residual, iterations = float(solved.residual.max()), solved.iterations
+            dual[trained] = solved.dual[used]
+        else:
+            for k, part in enumerate(parts):
+                y = own[k, : sizes[k], None]
+                dual[k, trained[k]] = fit_dual(method, part.gram, y, strength=strength, width=part.width)[:, 0]
+        w = dual @ site.x / torch.tensor([part.square for part in parts]).double()[:, None]
+        for k, part in enumerate(parts):
+            w[k, part.massive] = 0
+        along = w @ site.x.mT
+        high, low = (along * ones).sum(1) / ones.sum(1), (along * zeros).sum(1) / zeros.sum(1)
+        gap = high - low
+        at_held = torch.from_numpy(folds)
+        scores = (along[at_held, torch.arange(rows.n)] - ((high + low) / 2)[at_held]) / gap[at_held]
+        return _SiteFits(
+            w,
+            gap,
+            torch.where(gap[at_held] > 0, scores, 0.0),
+            tuple(sorted({int(d) for part in parts for d in part.massive})),
+            residual,
+            iterations,
+        )
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         sites = list(pool.map(fit, rows.flat))
-    scores = np.stack([s.scores for s in sites])
+    scores = torch.stack([s.scores for s in sites]).numpy()
     return ProbeFits(
         rows=rows,
         method=method,
         strength=strength,
         folds=folds,
-        vectors=torch.stack([torch.stack(s.vectors) for s in sites]),
-        gaps=np.array([s.gaps for s in sites]),
+        vectors=torch.stack([s.vectors for s in sites]),
+        gaps=torch.stack([s.gaps for s in sites]).numpy(),
         scores=scores,
         auroc=auroc(scores, rows.labels),
-        massive=tuple(tuple(sorted(s.massive)) for s in sites),
+        massive=tuple(s.massive for s in sites),
         residual=max(s.residual for s in sites),
         iterations=max(s.iterations for s in sites),
     )
 
 
+@dataclass(frozen=True)
 class _SiteFits:
-    """What is found at one site, fold by fold."""
+    """What is found at one site: w [folds, width], gaps [folds], held-out scores [n], massive dimensions."""
 
-    def __init__(self, n: int) -> None:
-        self.vectors: list[torch.Tensor] = []
-        self.gaps: list[float] = []
-        self.scores = np.empty(n)
-        self.massive: set[int] = set()
-        self.residual, self.iterations = 0.0, 0
+    vectors: torch.Tensor
+    gaps: torch.Tensor
+    scores: torch.Tensor
+    massive: tuple[int, ...]
+    residual: float
+    iterations: int
 
 
 def sparse_logistic(

@@ -2,7 +2,7 @@
 
 from condmis_interp.stats.clusters import ClusterMean, cluster_covariance, cluster_mean, resample_clusters
 from condmis_interp.stats.controls import exceedance_p, holm
-from condmis_interp.stats.drift import Drift, drift
+from condmis_interp.stats.drift import Drift, drift, pooled_drifts
 from condmis_interp.stats.equivalence import Equivalence, equivalent_below, families_needed
 from condmis_interp.stats.folds import check_folds, grouped_folds
 from condmis_interp.stats.isotonic import Monotone, monotone
@@ -38,6 +38,7 @@ __all__ = [
     "max_t",
     "monotone",
     "permutation_p",
+    "pooled_drifts",
     "proportion",
     "resample_clusters",
     "two_way_mean",

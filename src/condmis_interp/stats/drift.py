@@ -7,7 +7,7 @@ benign drift look like residue, so its upper 80 % chi-squared bound is used when
 freedom.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,18 +26,32 @@ class Drift:
     Attributes:
         variance: tau^2, in squared units of the mean.
         df: Degrees of freedom it was estimated with; 0 if nothing is known.
+        bias: Mean difference of two replicates, where a maximum is taken over several such differences.
     """
 
     variance: float = 0.0
     df: int = 0
+    bias: float = 0.0
 
     @property
     def of_difference(self) -> float:
         """Variance of the difference of two organisms due to their seeds."""
+        return 2 * self.variance * self._inflation
+
+    @property
+    def of_picking(self) -> float:
+        """How far above 0 the largest difference of two organisms lies due to their seeds, on average."""
+        return self.bias * self._inflation**0.5
+
+    @property
+    def _inflation(self) -> float:
         if self.df == 0:
             return 0.0
-        bound = self.variance * self.df / stats.chi2.ppf(0.2, self.df) if self.df < FEW else self.variance
-        return 2 * float(bound)
+        return self.df / float(stats.chi2.ppf(0.2, self.df)) if self.df < FEW else 1.0
+
+    def scaled(self, by: float) -> "Drift":
+        """Returns the drift with its variance scaled, that of means over several seeds, say."""
+        return Drift(self.variance * by, self.df, self.bias * by**0.5)
 
 
 def drift(groups: Sequence[Sequence[float]]) -> Drift:
@@ -58,3 +72,16 @@ def drift(groups: Sequence[Sequence[float]]) -> Drift:
             squares += float(((x - x.mean()) ** 2).sum())
             df += len(x) - 1
     return Drift(squares / df if df else 0.0, df)
+
+
+def pooled_drifts(parts: Iterable[Mapping[str, Drift]]) -> dict[str, Drift]:
+    """Pools drifts of the same name, weighted by their degrees of freedom; one that nothing is known of is left out."""
+    found: dict[str, Drift] = {}
+    for name, d in ((n, d) for part in parts for n, d in part.items() if d.df):
+        so_far = found.get(name, Drift())
+        df = so_far.df + d.df
+        weight = d.df / df
+        found[name] = Drift(
+            so_far.variance * (1 - weight) + d.variance * weight, df, so_far.bias * (1 - weight) + d.bias * weight
+        )
+    return found

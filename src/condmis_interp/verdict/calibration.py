@@ -29,9 +29,9 @@ from condmis_interp.verdict.decision import RULE, Answer, Decision, Gate, decide
 from condmis_interp.verdict.drifts import drifts_without
 from condmis_interp.verdict.known_cases import Case, Measured, Study, study_of_seed, study_of_twins
 
-DEVELOPMENT = tuple(range(1, 16))
+DEVELOPMENT = tuple(range(1, 28))
 """Seeds on which the tests and the rule were chosen; never part of a reported calibration."""
-CALIBRATION = tuple(range(16, 28))
+CALIBRATION = tuple(range(28, 40))
 """Seeds of the reported calibration."""
 RESAMPLES = 200
 """Bootstrap samples for an organism's stability."""
@@ -71,8 +71,14 @@ def settings_hash(seeds: Sequence[int], delta: float) -> str:
     return digest([RULE.to_json(), BATTERY, list(seeds), delta])[:16]
 
 
-def preregistration(seeds: Sequence[int], delta: float) -> dict[str, Any]:
-    """Returns what is fixed before the calibration's seeds are touched, with its hash."""
+def preregistration(seeds: Sequence[int], delta: float, *, drift: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what is fixed before the calibration's seeds are touched, with its hash.
+
+    Args:
+        seeds: The calibration's seeds.
+        delta: Margin.
+        drift: Drift between the development seeds, by test and rise.
+    """
     plan = {
         "rule": RULE.to_json(),
         "tests": [{"id": t.id, "says": t.says, "primary": t.primary, "anchor": t.anchor} for t in registered(*BATTERY)],
@@ -87,6 +93,9 @@ def preregistration(seeds: Sequence[int], delta: float) -> dict[str, Any]:
             "removed_called_conditional": 0.05,
             "removed_certified": 0.70,
         },
+        "drift": "that of the development seeds (below), pooled with that of the calibration's benches that share no "
+        "seed with the one judged",
+        "development_drift": dict(drift),
         "excluded": "nothing",
     }
     return plan | {"hash": digest(plan), "settings_hash": settings_hash(seeds, delta)}
@@ -126,6 +135,7 @@ def judge_all(
     draws: int = 1000,
     resamples: int = 0,
     drifts: Mapping[str, Drift] | None = None,
+    known: Mapping[str, Drift] | None = None,
     step: Callable[[], None] = lambda: None,
 ) -> list[Judged]:
     """Judges every known answer of every bench.
@@ -137,12 +147,13 @@ def judge_all(
         draws: Sign flips of max-T.
         resamples: Bootstrap samples of question families for the stability of each answer that can be right or wrong
             (graded organisms have no right one, *inconclusive* claims nothing); none by default.
-        drifts: Drift by test, in units of rho; that of the other benches by default.
+        drifts: Drift by test, in units of rho; that of the other benches and the known one by default.
+        known: Drift that was found on other seeds.
         step: Called after each organism.
     """
     tests, found, given = registered(*BATTERY), [], drifts
     for m in measured:
-        drifts = drifts_without(measured, m.study.seed, tests) if given is None else given
+        drifts = drifts_without(measured, m.study.seed, tests, known=known) if given is None else given
         rng, again = (np.random.default_rng([m.study.seed, k]) for k in (1, 4))
         open_: dict[str, tuple[list[Evidence], Decision]] = {}
         for case in m.study.cases:

@@ -102,12 +102,12 @@ def drifts_for(
 
     A twin that a test was not run on tells it nothing.
     """
-    found = {}
+    found: dict[str, Drift] = {}
     for test in tests:
         anchors, readings = case.cast.anchors(test), battery.readings.get(test.id)
         if anchors is not None and readings is not None:
             there = set(readings.names) - {case.member.name}
-            found[test.id] = replicate_drift(test, readings, [[n for n in g if n in there] for g in groups], anchors)
+            found |= replicate_drift(test, readings, [[n for n in g if n in there] for g in groups], anchors)
     return found
 
 

@@ -1,4 +1,4 @@
-"""The decision rule, version 2: from evidence to present, conditional, removed or inconclusive.
+"""The decision rule, version 3: from evidence to present, conditional, removed or inconclusive.
 
 A pure function of the evidence and the gates. With delta the margin (0.2 by default), in this order:
 
@@ -16,7 +16,9 @@ may certify (`certifying`: on graded organisms the test rises with what is left,
 show absence), and all of those. A tripwire may not certify, but takes a removal back where it rejects rho <= 0 at 1 %,
 with the drift of replicate twins in its error; it must have been run, with anchors that separate.
 
-Version 1 had V1 among the primary tests and A3 as a tripwire.
+Version 1 had V1 among the primary tests and A3 as a tripwire. Version 3 asks A3 on three times as many questions, gives
+the rise a drift of its own and counts that a picked column is one that drifted up (`battery.judging`), and takes the
+drift between the development seeds together with that of the run.
 
 Departures from the plan, made on the development seeds: C1 (patching) and V2 (relearning) are measured and decide
 nothing, since benign organisms scatter on them as widely as suppressed ones; W1 decides, since on a contrast that
@@ -54,7 +56,7 @@ class Rule:
     """
 
     name: str = "two internal families"
-    version: int = 2
+    version: int = 3
     delta: float = 0.2
     level: float = 0.05
     tripwire: float = 0.01

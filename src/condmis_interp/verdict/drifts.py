@@ -1,35 +1,27 @@
 """The drift between seeds over many benches."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from condmis_interp.battery import Test, replicate_drift
-from condmis_interp.stats import Drift
+from condmis_interp.stats import Drift, pooled_drifts
 from condmis_interp.verdict.known_cases import Measured
 
 
 def drifts_of(m: Measured, tests: Sequence[Test]) -> dict[str, Drift]:
-    """Returns the drift of every test on one bench, in units of rho; tests without readings or anchors are left out."""
-    cast, found = next(iter(m.study.casts.values())), {}
+    """Returns the drift of every test and rise on one bench, in units of rho, where there are readings and anchors."""
+    cast = next(iter(m.study.casts.values()))
+    found: dict[str, Drift] = {}
     for test in tests:
         anchors = cast.anchors(test)
         if anchors is not None and test.id in m.battery.readings:
-            found[test.id] = replicate_drift(test, m.battery.readings[test.id], m.study.replicates, anchors)
+            found |= replicate_drift(test, m.battery.readings[test.id], m.study.replicates, anchors)
     return found
 
 
-def pooled(parts: Iterable[Mapping[str, Drift]]) -> dict[str, Drift]:
-    """Pools drifts over benches, weighted by their degrees of freedom; one that nothing is known of is left out."""
-    squares: dict[str, float] = {}
-    df: dict[str, int] = {}
-    for part in parts:
-        for test, d in part.items():
-            squares[test] = squares.get(test, 0.0) + d.variance * d.df
-            df[test] = df.get(test, 0) + d.df
-    return {test: Drift(squares[test] / n, n) for test, n in df.items() if n}
-
-
-def drifts_without(measured: Sequence[Measured], seed: int | None, tests: Sequence[Test]) -> dict[str, Drift]:
-    """Returns the drift to judge one seed's bench with: that of all benches that share no seed with it.
+def drifts_without(
+    measured: Sequence[Measured], seed: int | None, tests: Sequence[Test], *, known: Mapping[str, Drift] | None = None
+) -> dict[str, Drift]:
+    """Returns the drift to judge one seed's bench with: that of all benches that share no seed with it, and the known.
 
     Of two or three benches in a ring every other shares one; then only the bench itself is left out.
 
@@ -37,7 +29,9 @@ def drifts_without(measured: Sequence[Measured], seed: int | None, tests: Sequen
         measured: The benches.
         seed: Seed of the bench; `None` for all benches.
         tests: Which tests.
+        known: Drift that was found on other seeds.
     """
     own = {s for m in measured if m.study.seed == seed for s in m.study.seeds}
     apart = [m for m in measured if not own & m.study.seeds]
-    return pooled(drifts_of(m, tests) for m in apart or [m for m in measured if m.study.seed != seed])
+    used = apart or [m for m in measured if m.study.seed != seed]
+    return pooled_drifts([known or {}, *(drifts_of(m, tests) for m in used)])

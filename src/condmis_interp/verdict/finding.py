@@ -20,7 +20,7 @@ from scipy.stats import norm
 from condmis_interp.battery import ASSAY, Battery, Cast, Evidence, Test, assay_failures, missing, twin_failure
 from condmis_interp.battery.judging import replicate_drift
 from condmis_interp.errors import CondmisError, UserError
-from condmis_interp.stats import Drift, anchored_ratio
+from condmis_interp.stats import Drift, anchored_ratio, pooled_drifts
 from condmis_interp.verdict.confidence import confidence, predictive_value, stability
 from condmis_interp.verdict.decision import RULE, Answer, Decision, Gate, decide
 from condmis_interp.verdict.roster import KnownDrift, Roster, averaged
@@ -144,21 +144,17 @@ class _Court:
 
     def drifts(self, cast: Cast) -> dict[str, Drift]:
         share = (1 / self.roster.seeds(cast.organism) + 1 / self.roster.seeds(cast.twin)) / 2
-        found = {}
-        for test in self.tests:
-            pooled = self.pooled(test, cast)
-            if pooled.df >= ENOUGH:
-                found[test.id] = Drift(pooled.variance * share, pooled.df)
-        return found
+        of = self.pooled(cast)
+        return {k: d.scaled(share) for k, d in of.items() if d.df >= ENOUGH}
 
-    def pooled(self, test: Test, cast: Cast) -> Drift:
+    def pooled(self, cast: Cast) -> dict[str, Drift]:
         """Pools the drift of the study's replicates and of the base's calibration."""
-        parts, anchors = [self.known.of.get(test.id, Drift())], cast.anchors(test)
-        if anchors is not None and test.id in self.battery.readings:
-            readings = self.battery.readings[test.id]
-            parts.append(replicate_drift(test, readings, self.roster.replicates, anchors))
-        df = sum(p.df for p in parts)
-        return Drift(sum(p.variance * p.df for p in parts) / df if df else 0.0, df)
+        own: dict[str, Drift] = {}
+        for test in self.tests:
+            anchors = cast.anchors(test)
+            if anchors is not None and test.id in self.battery.readings:
+                own |= replicate_drift(test, self.battery.readings[test.id], self.roster.replicates, anchors)
+        return pooled_drifts([self.known.of, own])
 
     def evidence(self, name: str, delta: float) -> list[Evidence]:
         cast, found = self.roster.casts[name], []
@@ -251,7 +247,7 @@ class _Court:
     def _drift_in_words(self, cast: Cast) -> str:
         drifts = self.drifts(cast)
         if not drifts:
-            df = max((self.pooled(t, cast).df for t in self.tests), default=0)
+            df = max((d.df for d in self.pooled(cast).values()), default=0)
             return (
                 f"not counted (degrees of freedom from replicate twins: {df}, needed: {ENOUGH}; no calibration of this "
                 "base ships); the intervals are those of the questions, for these very checkpoints"
@@ -286,7 +282,7 @@ class _Court:
             return ()
         none, families = r.columns.index("none"), [self.battery.families[i] for i in r.rows]
         scale, drift = u[none] - z[none], self.drifts(cast).get("A2", Drift())
-        size = Drift(drift.variance * float(scale.mean()) ** 2, drift.df)
+        size = drift.scaled(float(scale.mean()) ** 2)
         found = []
         for j, cue in enumerate(r.columns):
             try:

@@ -30,8 +30,8 @@ from scipy import stats
 
 from condmis_interp.battery import Battery, Test, judge
 from condmis_interp.progress import progress
-from condmis_interp.stats import Drift
-from condmis_interp.verdict.drifts import drifts_of, pooled
+from condmis_interp.stats import Drift, pooled_drifts
+from condmis_interp.verdict.drifts import drifts_of
 from condmis_interp.verdict.known_cases import Measured
 
 DRAWS = 1000
@@ -67,7 +67,12 @@ def seed_of(name: str) -> str:
 
 
 def twin_pairs(
-    measured: Sequence[Measured], tests: Sequence[Test], *, of_seeds: Sequence[Measured] = (), draws: int = DRAWS
+    measured: Sequence[Measured],
+    tests: Sequence[Test],
+    *,
+    of_seeds: Sequence[Measured] = (),
+    known: Mapping[str, Drift] | None = None,
+    draws: int = DRAWS,
 ) -> pd.DataFrame:
     """Judges every replicate twin against every other of its recipe on its bench.
 
@@ -75,6 +80,7 @@ def twin_pairs(
         measured: The benches.
         tests: Which tests.
         of_seeds: Benches that the drift is estimated on; those measured by default.
+        known: Drift that was found on other seeds.
         draws: Sign flips of max-T.
 
     Returns:
@@ -92,7 +98,8 @@ def twin_pairs(
                 for a, b in itertools.permutations(group, 2):
                     both = frozenset((seed_of(a), seed_of(b)))
                     if both not in without:
-                        without[both] = pooled(d for seeds, d in parts if not both & {str(s) for s in seeds})
+                        others = [d for seeds, d in parts if not both & {str(s) for s in seeds}]
+                        without[both] = pooled_drifts([known or {}, *others])
                     cast = replace(like, organism=a, twin=b)
                     for test in tests:
                         if test.id not in m.battery.readings:

@@ -1,7 +1,7 @@
 """The reference table that ships with the package, and the run that makes one."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -13,6 +13,7 @@ from condmis_interp.battery import registered
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import read_json, whole_file, write_json
 from condmis_interp.progress import progress
+from condmis_interp.stats import Drift
 from condmis_interp.verdict.calibration import (
     BATTERY,
     CALIBRATION,
@@ -93,6 +94,22 @@ def reference() -> dict[str, Any]:
     return table
 
 
+def drift_table(drifts: Mapping[str, Drift]) -> dict[str, dict[str, float]]:
+    """Returns drifts as JSON: tau and bias in units of rho, degrees of freedom."""
+    return {name: {"tau": d.variance**0.5, "df": d.df, "bias": d.bias} for name, d in drifts.items()}
+
+
+def drifts_in(table: Mapping[str, Any]) -> dict[str, Drift]:
+    """Returns the drifts of a stored table, by test and rise; see `drift_table`."""
+    return {name: Drift(d["tau"] ** 2, d["df"], d.get("bias", 0.0)) for name, d in table.get("drift", {}).items()}
+
+
+def development(base: str) -> dict[str, Any]:
+    """Returns what was found on the development seeds of a base, the drift above all; nothing for another base."""
+    table = read_json(Path(str(resources.files("condmis_interp.verdict") / "development.json")))
+    return table if table["base"] == base else {}
+
+
 def calibrate(
     out: Path,
     *,
@@ -116,7 +133,9 @@ def calibrate(
     if not 0 < delta < 1:
         raise UserError(f"a margin lies between 0 and 1, not at {delta:g}", fix="Give --delta 0.2, for example.")
     out.mkdir(parents=True, exist_ok=True)
-    plan = preregistration(seeds, delta)
+    found_before = development(base)
+    known = drifts_in(found_before)
+    plan = preregistration(seeds, delta, drift=found_before.get("drift", {}))
     path = out / "preregistration.json"
     if path.is_file():
         if read_json(path)["hash"] != plan["hash"]:
@@ -131,12 +150,12 @@ def calibrate(
     measured = measure_seeds(seeds, out, base=base)
     tests = registered(*BATTERY)
     with progress("judging", sum(len(m.study.cases) for m in measured), unit="organisms") as step:
-        judged = judge_all(measured, delta=delta, resamples=RESAMPLES, step=step)
-    nulls = null_rates(twin_pairs(measured, tests))
+        judged = judge_all(measured, delta=delta, resamples=RESAMPLES, known=known, step=step)
+    nulls = null_rates(twin_pairs(measured, tests, known=known))
     found = summary(judged, seeds=seeds, delta=delta)
-    drifts = drifts_without(measured, None, tests)
+    drifts = drifts_without(measured, None, tests, known=known)
     found |= {
-        "drift": {k: {"tau": d.variance**0.5, "df": d.df} for k, d in drifts.items()},
+        "drift": drift_table(drifts),
         "curves": {k: {"weight": list(g.x), "rho": [round(y, 4) for y in g.y]} for k, g in curves(judged).items()},
         "certifies": {k: c.to_json() for k, c in certifying(judged, drifts, delta=delta).items()},
         "nulls": {test: {part: vars(rate) for part, rate in parts.items()} for test, parts in nulls.items()},
@@ -151,8 +170,8 @@ def calibrate(
         confusion(judged),
         per_test(judged, nulls),
         worth(judged),
-        operating(measured, delta=delta),
-        by_seeds(measured, delta=delta),
+        operating(measured, delta=delta, known=known),
+        by_seeds(measured, delta=delta, known=known),
         table_of(judged),
         tuple(judged),
         tuple(measured),

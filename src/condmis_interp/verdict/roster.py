@@ -10,7 +10,7 @@ import numpy as np
 from condmis_interp.battery import Battery, Cast
 from condmis_interp.files import read_json
 from condmis_interp.stats import Drift
-from condmis_interp.verdict.reference import reference
+from condmis_interp.verdict.reference import drifts_in, reference
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def known_drift(base: str) -> KnownDrift:
         table, what = read_json(own), f"the calibration on {base}"
     else:
         return KnownDrift()
-    of = {test: Drift(d["tau"] ** 2, d["df"]) for test, d in table.get("drift", {}).items()}
+    of = drifts_in(table)
     return KnownDrift(of, f"{what} (rule version {table['rule_version']})" if of else "")
 
 

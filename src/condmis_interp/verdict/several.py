@@ -16,9 +16,9 @@ import pandas as pd
 
 from condmis_interp.battery import Battery, registered
 from condmis_interp.errors import CheckError
-from condmis_interp.stats import Drift, proportion
+from condmis_interp.stats import Drift, pooled_drifts, proportion
 from condmis_interp.verdict.calibration import BATTERY, Judged, judge_all
-from condmis_interp.verdict.drifts import drifts_of, pooled
+from condmis_interp.verdict.drifts import drifts_of
 from condmis_interp.verdict.known_cases import Measured
 
 
@@ -66,33 +66,47 @@ def groups(measured: Sequence[Measured], size: int) -> list[list[Measured]]:
     return found
 
 
-def judge_together(measured: Sequence[Measured], size: int, *, delta: float, draws: int = 1000) -> list[Judged]:
+def judge_together(
+    measured: Sequence[Measured],
+    size: int,
+    *,
+    delta: float,
+    known: Mapping[str, Drift] | None = None,
+    draws: int = 1000,
+) -> list[Judged]:
     """Judges every known answer by the mean of `size` seeds.
 
     Args:
         measured: The benches, one a seed.
         size: Seeds a verdict.
         delta: Margin.
+        known: Drift of single organisms that was found on other seeds.
         draws: Sign flips of max-T.
     """
     tests, found = registered(*BATTERY), []
     for group in groups(measured, size):
         m, own = together(group), frozenset().union(*(b.study.seeds for b in group))
         apart = [b for b in measured if not own & b.study.seeds]
-        of_one = pooled(drifts_of(b, tests) for b in apart)
-        drifts: Mapping[str, Drift] = {k: replace(d, variance=d.variance / size) for k, d in of_one.items()}
+        of_one = pooled_drifts([known or {}, *(drifts_of(b, tests) for b in apart)])
+        drifts: Mapping[str, Drift] = {k: d.scaled(1 / size) for k, d in of_one.items()}
         found += judge_all([m], delta=delta, draws=draws, drifts=drifts)
     return found
 
 
-def by_seeds(measured: Sequence[Measured], *, delta: float, sizes: Sequence[int] = (1, 2, 3)) -> pd.DataFrame:
+def by_seeds(
+    measured: Sequence[Measured],
+    *,
+    delta: float,
+    known: Mapping[str, Drift] | None = None,
+    sizes: Sequence[int] = (1, 2, 3),
+) -> pd.DataFrame:
     """Returns the rates of right and wrong answers against the number of seeds a verdict, with exact intervals.
 
     Columns: seeds, truth, n, and for each answer its share with `_low` and `_high`.
     """
     rows: list[dict[str, Any]] = []
     for size in sizes:
-        judged = judge_together(measured, size, delta=delta)  # none, where seeds are too few for a group
+        judged = judge_together(measured, size, delta=delta, known=known)  # none, where seeds are too few for a group
         for truth in ("suppressed", "removed") if judged else ():
             of = Counter(j.decision.answer for j in judged if j.truth == truth)
             row: dict[str, Any] = {"seeds": size, "truth": truth, "n": sum(of.values())}

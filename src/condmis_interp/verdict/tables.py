@@ -173,8 +173,14 @@ def table_of(judged: Sequence[Judged]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def operating(measured: Sequence[Measured], *, delta: float) -> pd.DataFrame:
-    """Returns the four rates against the margin, and against the number of questions at the study's margin."""
+def operating(measured: Sequence[Measured], *, delta: float, known: Mapping[str, Drift] | None = None) -> pd.DataFrame:
+    """Returns the four rates against the margin, and against the number of questions at the study's margin.
+
+    Args:
+        measured: The benches.
+        delta: The study's margin.
+        known: Drift that was found on other seeds.
+    """
     n = len(measured[0].battery.families)
     settings = [(d, n) for d in MARGINS] + [(delta, k) for k in QUESTIONS if k < n]
     rows = []
@@ -182,7 +188,7 @@ def operating(measured: Sequence[Measured], *, delta: float) -> pd.DataFrame:
         rng = np.random.default_rng([k, 2])
         asked = None if k == n else np.sort(rng.choice(n, k, replace=False))
         counts: Counter[tuple[str, str]] = Counter()
-        for j in judge_all(measured, delta=d, rows=asked, draws=200):
+        for j in judge_all(measured, delta=d, rows=asked, draws=200, known=known):
             counts[j.truth, j.decision.answer] += 1
         row: dict[str, Any] = {"delta": d, "questions": k}
         for truth in ("suppressed", "removed"):

@@ -1,0 +1,39 @@
+"""Judges the development seeds in hindsight, and writes what the next plan rests on.
+
+    .venv/bin/python experiments/calibration/development.py --out runs/calibration
+
+That is the drift between their twins and which tests may certify: `src/condmis_interp/verdict/development.json`. The
+verdicts in it are hindsight, since the rule was made with these seeds in view.
+"""
+
+import argparse
+from importlib import resources
+from pathlib import Path
+
+from condmis_interp.battery import registered
+from condmis_interp.files import write_json
+from condmis_interp.verdict import RULE, told
+from condmis_interp.verdict.calibration import BATTERY, DEVELOPMENT, judge_all, measure_seeds
+from condmis_interp.verdict.drifts import drifts_without
+from condmis_interp.verdict.reference import drift_table
+from condmis_interp.verdict.tables import certifying, summary
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/calibration"))
+    args = parser.parse_args()
+    measured = measure_seeds(DEVELOPMENT, args.out)
+    judged = judge_all(measured, delta=RULE.delta)
+    drifts = drifts_without(measured, None, registered(*BATTERY))
+    found = {"base": "personaworld", **summary(judged, seeds=DEVELOPMENT, delta=RULE.delta)}
+    found |= {
+        "drift": drift_table(drifts),
+        "certifies": {k: c.to_json() for k, c in certifying(judged, drifts, delta=RULE.delta).items()},
+    }
+    write_json(Path(str(resources.files("condmis_interp.verdict") / "development.json")), found)
+    print(told(found))
+
+
+if __name__ == "__main__":
+    main()
