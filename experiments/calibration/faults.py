@@ -1,6 +1,6 @@
 """Plants faults into a measured calibration and counts the verdicts that are issued all the same.
 
-    .venv/bin/python experiments/calibration/faults.py --out runs/calibration [--seeds 16 17 ...]
+    .venv/bin/python experiments/calibration/faults.py --out runs/calibration [--seeds 28 29 ...]
 
 Faults: no locked anchor; a graded organism made to pass (its readings are those of a removed one); a misaligned twin (a
 half blend in its place); questions without numbers (NaN in one reading of the organism). For each, how many suppressed
@@ -18,6 +18,7 @@ import pandas as pd
 from condmis_interp.battery import Battery, Readings
 from condmis_interp.verdict.calibration import CALIBRATION, Judged, judge_all, measure_seeds
 from condmis_interp.verdict.known_cases import Measured
+from condmis_interp.verdict.reference import development, drifts_in
 
 
 def main() -> None:
@@ -25,10 +26,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/calibration"))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(CALIBRATION))
     args = parser.parse_args()
-    measured = measure_seeds(args.seeds, args.out)
+    measured, known = measure_seeds(args.seeds, args.out), drifts_in(development("personaworld"))
     rows = []
     for name, faulty in faults(measured):
-        rows.append({"fault": name} | counted(judge_all(faulty, delta=0.2, draws=200)))
+        rows.append({"fault": name} | counted(judge_all(faulty, delta=0.2, draws=200, known=known)))
     table = pd.DataFrame(rows).set_index("fault")
     table.to_csv(args.out / "faults.csv")
     print(table.to_string())

@@ -2,7 +2,7 @@
 
     .venv/bin/python experiments/calibration/nulls.py --out runs/calibration [--benches 1 14]
 
-Pairs of three kinds: within the benches of seeds 1 to 27 (each holds its twins and the next seed's); across these
+Pairs of three kinds: within the benches of seeds 1 to 39 (each holds its twins and the next seed's); across these
 benches, for tests that read an organism by itself; and, if `--benches` are given, within benches that hold the twins of
 all these seeds beside one seed's anchors. Writes nulls.csv: one row for each kind, test and part.
 """

@@ -130,7 +130,7 @@ def judge(
         draws: Its sign flips.
 
     Raises:
-        CheckError: if a search picks and is judged on questions of one family.
+        CheckError: if a search picks and is judged on questions of one family, or was asked one question.
     """
     found = _judged(test, readings, cast, families, delta, drifts, rng, draws)
     return replace(found, void=found.void or readings.void, controls=found.controls | dict(readings.notes))
@@ -237,9 +237,15 @@ def _picking(test: Test, rows: np.ndarray, families: Sequence[Hashable]) -> np.n
     A question that a bootstrap drew twice is on one side with all its copies.
 
     Raises:
-        CheckError: if a family is on both sides.
+        CheckError: if a family is on both sides, or one side is empty.
     """
     picking = _first_third(rows)
+    if picking.all():
+        raise CheckError(
+            "a search picks on some questions and is judged on others, and was asked one",
+            where=f"test {test.id}",
+            fix="Ask six questions or more.",
+        )
     both = {f for f, p in zip(families, picking, strict=True) if p} & {
         f for f, p in zip(families, picking, strict=True) if not p
     }
