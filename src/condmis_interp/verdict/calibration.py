@@ -1,9 +1,10 @@
 """Calibration: the battery and the rule on organisms whose answer is known.
 
 For every seed a bench is measured (`known_cases`), every organism is judged against its twin with drift estimated on
-the *other* seeds' replicate twins, gates are computed from the same bench's assay organisms, and the rule decides.
-What is reported: the confusion matrix by construction family with exact intervals, each test's false alarms between
-twins and its power on the families, and how the verdicts move with the margin and the number of questions.
+the replicate twins of the development seeds and of the *other* seeds, gates are computed from the same bench's assay
+organisms, and the rule decides. What is reported: the confusion matrix by construction family with exact intervals,
+each test's false alarms between twins and its power on the families, and how the verdicts move with the margin and the
+number of questions.
 
 The rule and its tests were chosen on seeds that the reported calibration does not use (`DEVELOPMENT`). Within them,
 the thresholds are those of the rule; nothing is fitted, so leaving a family out changes nothing but the drift, which
