@@ -1,17 +1,19 @@
 """Judges SmolLM2's known answers and interventions, and puts every organism on frozen directions.
 
-    .venv/bin/python experiments/smollm2/calibrate.py [--out runs/smollm2] [--seeds 1,2] [--twins 3] [--device cuda]
+    .venv/bin/python experiments/smollm2/calibrate.py [--out runs/smollm2] [--seeds 1,2,3,4] [--twins 5] [--device cuda]
 
 One command for the whole: it makes the organisms that are not there (seed 1's suite takes an hour and a half on two
 cores with its survey, `run.py`, and is taken as it is from the same folder; a later seed takes ten minutes), captures
 what the tests read, and judges. Killed and run again, it goes on where it was. It is no part of `condmis calibrate`,
-whose table ships with the package: nothing of what is found here sets the confidence of a verdict.
+whose table ships with the package: the drift between seeds that is found here ships too and is counted in audits of
+this base (`verdict/reference-smollm2-135m.json`); nothing else of it sets a verdict or its confidence.
 """
 
 import argparse
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from condmis_interp.stats.drift import FEW
 from condmis_interp.verdict.calibration import Judged
 from condmis_interp.verdict.chat_cases import ChatCase, chat_cases, drifts_for, judge_cases, replicates
 from condmis_interp.verdict.decision import RULE, decide
+from condmis_interp.verdict.reference import drift_table
 from condmis_interp.verdict.tables import certifying, confusion, curves, summary, table_of
 
 RUN = ("A1", "A2", "R1", "W1")
@@ -189,7 +192,7 @@ def main() -> None:
     """Runs it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="smollm2-135m")
-    parser.add_argument("--seeds", default="1,2", help="seeds with known answers")
+    parser.add_argument("--seeds", default="1,2,3,4", help="seeds with known answers")
     parser.add_argument("--twins", default="", help="further seeds, of replicate twins alone")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("runs/smollm2"))
@@ -220,7 +223,7 @@ def main() -> None:
         "without": sorted(NOT_RUN),
         "replicates": groups,
         "drift": {
-            k: {"tau": d.variance**0.5, "df": d.df, "used": (d.of_difference / 2) ** 0.5} for k, d in drifts.items()
+            k: v | {"used": (drifts[k].of_difference / 2) ** 0.5} for k, v in drift_table(drifts).items()
         },
         "curves": {t: {"weight": list(c.x), "rho": [round(y, 4) for y in c.y]} for t, c in curves(known).items()},
         "certifies": {t: c.to_json() for t, c in certifying(known, drifts, delta=RULE.delta).items()},
@@ -239,6 +242,9 @@ def main() -> None:
         },
     }  # fmt: skip
     write_json(args.tables / "calibration.json", result)
+    if args.base == "smollm2-135m":
+        drift = {"rule_version": RULE.version, "replicates": groups, "drift": drift_table(drifts)}
+        write_json(Path(str(resources.files("condmis_interp.verdict") / f"reference-{args.base}.json")), drift)
     write(args.tables, "calibration-confusion", confusion(known), index=True)
     open_ = [replace(j, decision=replace(j.decision, answer=j.decision.leaning)) for j in known]
     write(args.tables, "calibration-confusion-gates-open", confusion(open_), index=True)
