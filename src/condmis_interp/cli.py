@@ -120,8 +120,8 @@ def calibrate(
     """Run the battery over organisms whose answer is known, and say how often the rule is right."""
     from condmis_interp import verdict
 
-    chosen = {"seeds": _seeds(seeds)} if seeds else {}
-    result = None if summary else verdict.calibrate(out, **chosen, delta=delta)
+    chosen = _seeds(seeds) if seeds else verdict.CALIBRATION
+    result = None if summary else verdict.calibrate(out, seeds=chosen, delta=delta)
     table = verdict.reference() if result is None else result.summary
     typer.echo(json.dumps(table) if as_json else verdict.told(table) if result is None else repr(result))
     if result is not None and not as_json:
