@@ -148,7 +148,7 @@ class TestDrift:
 
     def test_it_is_pooled_with_the_studys_own(self):
         found = run()
-        assert found.drift == "from a calibration and the study's own replicate twins (1 degrees of freedom)"
+        assert found.drift == "from a calibration and the study's own replicate twins (1 degree of freedom)"
         assert next(e for e in found.evidence if e.id == "A1").controls["drift"] > 0
 
     def test_what_ships_is_named(self):

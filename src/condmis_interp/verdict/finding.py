@@ -253,7 +253,7 @@ class _Court:
                 "base ships); the intervals are those of the questions, for these very checkpoints"
             )
         own = sum(max(len(g) - 1, 0) for g in self.roster.replicates)
-        twins = f"the study's own replicate twins ({own} degrees of freedom)" if own else ""
+        twins = f"the study's own replicate twins ({own} degree{'s' * (own > 1)} of freedom)" if own else ""
         return "from " + " and ".join(s for s in (self.known.source, twins) if s)
 
     def _with_seeds(self, e: Evidence, name: str, cast: Cast) -> Evidence:
