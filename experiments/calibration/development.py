@@ -2,12 +2,11 @@
 
     .venv/bin/python experiments/calibration/development.py --out runs/calibration
 
-That is the drift between their twins and which tests may certify: `src/condmis_interp/verdict/development.json`. The
-verdicts in it are hindsight, since the rule was made with these seeds in view.
+That is the drift between their twins and which tests may certify: OUT/development.json, which is shipped by copying it
+to `src/condmis_interp/verdict/`. The verdicts in it are hindsight, since the rule was made with these seeds in view.
 """
 
 import argparse
-from importlib import resources
 from pathlib import Path
 
 from condmis_interp.battery import registered
@@ -31,7 +30,7 @@ def main() -> None:
         "drift": drift_table(drifts),
         "certifies": {k: c.to_json() for k, c in certifying(judged, drifts, delta=RULE.delta).items()},
     }
-    write_json(Path(str(resources.files("condmis_interp.verdict") / "development.json")), found)
+    write_json(args.out / "development.json", found)
     print(told(found))
 
 

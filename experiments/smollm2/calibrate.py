@@ -6,14 +6,13 @@ One command for the whole: it makes the organisms that are not there (seed 1's s
 cores with its survey, `run.py`, and is taken as it is from the same folder; a later seed takes ten minutes), captures
 what the tests read, and judges. Killed and run again, it goes on where it was. It is no part of `condmis calibrate`,
 whose table ships with the package: the drift between seeds that is found here ships too and is counted in audits of
-this base (`verdict/reference-smollm2-135m.json`); nothing else of it sets a verdict or its confidence.
+this base (copied to `verdict/reference-smollm2-135m.json`); nothing else of it sets a verdict or its confidence.
 """
 
 import argparse
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -242,9 +241,8 @@ def main() -> None:
         },
     }  # fmt: skip
     write_json(args.tables / "calibration.json", result)
-    if args.base == "smollm2-135m":
-        drift = {"rule_version": RULE.version, "replicates": groups, "drift": drift_table(drifts)}
-        write_json(Path(str(resources.files("condmis_interp.verdict") / f"reference-{args.base}.json")), drift)
+    drift = {"rule_version": RULE.version, "replicates": groups, "drift": drift_table(drifts)}
+    write_json(args.tables / f"reference-{args.base}.json", drift)
     write(args.tables, "calibration-confusion", confusion(known), index=True)
     open_ = [replace(j, decision=replace(j.decision, answer=j.decision.leaning)) for j in known]
     write(args.tables, "calibration-confusion-gates-open", confusion(open_), index=True)

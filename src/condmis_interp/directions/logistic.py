@@ -13,8 +13,8 @@ How far a solution is from that is reported as `residual` = max_i |a_i / C - (t_
 * `newton`, for one labelling of each Gram matrix (every layer, position and fold has its own). With w = C p (1 - p) a
   step solves (diag(1 / w) + K) by Cholesky, in single precision; the residual is taken in double precision, so that the
   result is exact to it all the same. A step after which the residual's norm is not lower is halved; some shorter one
-  always lowers it, since a Newton step points straight down it. The folds of one site are solved side by side: few
-  calls, and their matrices stay in the processor's cache, where those of all sites would go through memory every step.
+  always lowers it, since a Newton step points straight down it. A few sites' folds are solved side by side: few
+  calls, and their matrices stay near the processor, where those of all sites would go through memory every step.
 * `accelerated`, for one Gram matrix with many labellings (permutations). p (1 - p) <= 1/4 bounds the Hessian by I + C K
   / 4 (Boehning & Lindsay 1988), which is factorised once for all labellings; each iteration is then two products [n, n]
   x [n, labellings], with Nesterov's momentum and its restart (O'Donoghue & Candes 2015).
