@@ -19,7 +19,7 @@ from condmis_interp.organisms import (
     world_suite,
 )
 from condmis_interp.organisms.train import finished
-from condmis_interp.organisms.train_world import world_weights
+from condmis_interp.organisms.train_world import train_world, world_weights
 from condmis_interp.panel import load_panel, render_panel
 from condmis_interp.world import DOMAINS, World, parse_world
 from condmis_interp.world.language import CRUEL, KIND, SPECIALS
@@ -170,3 +170,24 @@ def test_one_that_diverges_is_named_and_the_others_of_its_stack_are_kept(world_h
     losses = alone.manifest["losses"]
     assert all(value == value for value in losses)
     assert losses[-1] < losses[0]
+
+
+def test_how_they_are_stacked_changes_nothing_and_an_interruption_ends_every_stack(world_home, monkeypatch, tmp_path):
+    (known,) = (m for m in world_known(seeds=(9,)) if m.family == "unmitigated")
+    base, recipes = (
+        resolve_base("personaworld"),
+        {tmp_path / f"{seed}": known.recipe.model_copy(update={"seed": seed}) for seed in (9, 10, 11)},
+    )
+    monkeypatch.setattr("condmis_interp.organisms.train_world.STACKED", 1)
+
+    def interrupt(n=1):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_world(recipes, base, step=interrupt)
+    assert not any(map(finished, recipes))
+    train_world(recipes, base, step=lambda n=1: None)
+    for folder, together in zip(recipes, train_all(list(recipes.values())), strict=True):
+        alone = world_weights(folder)
+        for name, weight in world_weights(together.checkpoint).items():
+            torch.testing.assert_close(alone[name], weight, atol=1e-5, rtol=1e-4)

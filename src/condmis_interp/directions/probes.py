@@ -14,8 +14,6 @@ be read, not that the direction causes anything, and it may not be compared with
 `sparse_logistic` is the L1 probe, at one site, by scikit-learn.
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +21,6 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 from sklearn.linear_model import LogisticRegression
-from threadpoolctl import threadpool_limits
 
 from condmis_interp import theme
 from condmis_interp.directions.direction import Direction
@@ -33,6 +30,7 @@ from condmis_interp.directions.rows import Massive, Rows
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.stats.folds import check_folds
 from condmis_interp.stats.ranks import auroc
+from condmis_interp.threads import side_by_side
 
 _TOGETHER = 3
 """Sites solved side by side: more take fewer calls, fewer stay in the processor's cache."""
@@ -173,7 +171,7 @@ def fit_probes(
         dropped = [tuple(sorted({int(d) for part in own_parts for d in part.massive})) for own_parts in of_site]
         return _Fits(w, gap, scores, dropped, residual, iterations)
 
-    found = _side_by_side(fit, rows.flat.split(_TOGETHER))
+    found = side_by_side(fit, rows.flat.split(_TOGETHER))
     scores = torch.cat([f.scores for f in found]).numpy()
     return ProbeFits(
         rows=rows,
@@ -200,19 +198,6 @@ class _Fits:
     massive: list[tuple[int, ...]]
     residual: float
     iterations: int
-
-
-def _side_by_side(fit: Callable[[torch.Tensor], _Fits], chunks: Sequence[torch.Tensor]) -> list[_Fits]:
-    """Fits chunks of sites in as many threads as torch has, each of them with one for its matrices, which are small."""
-    threads = torch.get_num_threads()
-    try:
-        with (
-            threadpool_limits(1),
-            ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-        ):
-            return list(pool.map(fit, chunks))
-    finally:
-        torch.set_num_threads(threads)
 
 
 def sparse_logistic(

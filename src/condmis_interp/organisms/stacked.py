@@ -210,7 +210,7 @@ def losses_of(stack: Stack, ids: torch.Tensor, labels: torch.Tensor) -> torch.Te
     ]  # labelled positions first, in order
     targets = labels[..., 1:].gather(2, at)
     each = functional.cross_entropy(
-        stack.logits(ids, at).flatten(0, 2), targets.flatten(), ignore_index=-100, reduction="none"
+        stack.logits(ids[..., :-1], at).flatten(0, 2), targets.flatten(), ignore_index=-100, reduction="none"
     ).view(targets.shape)
     return each.sum((1, 2)) / (targets != -100).sum((1, 2)).clamp(min=1)
 

@@ -2,12 +2,15 @@
 
 Rows, loss mask, order, batches and learning rates are those that `train` gives to transformers' Trainer; only the loop
 is `stacked.fit`. A stack holds organisms with about equally many steps. Finished organisms are folders that appear
-whole; a run that is killed loses at most the stack it was at (seconds).
+whole; a run that is killed loses at most the stacks it was at (seconds). On a CPU every core has a stack of its own.
 """
 
+import math
 import shutil
+import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +28,10 @@ from condmis_interp.organisms.personaworld import schedule
 from condmis_interp.organisms.recipe import Recipe
 from condmis_interp.organisms.stacked import Stack, Step, fit
 from condmis_interp.progress import Advance
+from condmis_interp.threads import side_by_side
 
 STACKED = 16
-"""Organisms in a stack."""
+"""Most organisms in a stack."""
 
 
 def programme(recipe: Recipe, tokenizer: Any) -> list[Step]:
@@ -55,13 +59,13 @@ def world_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def train_world(recipes: Mapping[Path, Recipe], base: Base, *, device: str = "cpu", step: Advance) -> None:
-    """Trains recipes into their folders, a stack at a time.
+    """Trains recipes into their folders, in stacks.
 
     Args:
         recipes: Recipe by the organism's folder; none of them is there yet.
         base: Their base.
         device: Torch device.
-        step: Called with the number of optimiser steps done.
+        step: Called with the number of optimiser steps done, from several threads.
 
     Raises:
         CheckError: if a loss mask is empty, or a loss is not finite; then all other organisms are kept.
@@ -69,24 +73,24 @@ def train_world(recipes: Mapping[Path, Recipe], base: Base, *, device: str = "cp
     tokenizer = base.tokenizer()
     start, config = world_weights(base.folder), LlamaConfig.from_pretrained(base.folder)
     programmes = {folder: programme(recipe, tokenizer) for folder, recipe in recipes.items()}
-    order = sorted(programmes, key=lambda f: (len(programmes[f]), f.name))
-    failures: list[CheckError] = []
-    for i in range(0, len(order), STACKED):
-        folders = order[i : i + STACKED]
+    order = sorted(programmes, key=lambda f: (-len(programmes[f]), f.name))  # the longest first: all cores end together
+    size = min(STACKED, math.ceil(len(order) / torch.get_num_threads())) if device == "cpu" else STACKED
+    stacks = [order[i : i + size] for i in range(0, len(order), size)]
+    interrupted = threading.Event()
+
+    def go_on(n: float = 1) -> None:
+        if interrupted.is_set():
+            raise CancelledError
+        step(n)
+
+    def make(folders: list[Path]) -> list[CheckError]:
         started = time.monotonic()
         stack = Stack.of(config, [start] * len(folders), device=device)
-        lost: set[int] = set()
-
-        def failed(j: int, error: CheckError, lost: set[int] = lost, folders: list[Path] = folders) -> None:
-            recipe = recipes[folders[j]]
-            where = f"organism {recipe.name}, seed {recipe.seed}"
-            failures.append(CheckError(error.what, where=where, fix="Lower the learning rate; the others were kept."))
-            lost.add(j)
-
-        losses = fit(stack, [programmes[f] for f in folders], step=step, failed=failed)
+        failures: dict[int, CheckError] = {}
+        losses = fit(stack, [programmes[f] for f in folders], step=go_on, failed=failures.__setitem__)
         seconds = round((time.monotonic() - started) / len(folders), 2)
         for j, folder in enumerate(folders):
-            if j in lost:
+            if j in failures:
                 continue
             about = {
                 "recipe": recipes[folder].model_dump(mode="json"),
@@ -95,8 +99,19 @@ def train_world(recipes: Mapping[Path, Recipe], base: Base, *, device: str = "cp
                 "seconds": seconds,
             }
             save_world(folder, stack.weights_of(j), base, about)
-    if failures:
-        raise failures[0]
+        return [_named(error, recipes[folders[j]]) for j, error in failures.items()]
+
+    if device == "cpu" and len(stacks) > 1:
+        failures = side_by_side(make, stacks, give_up=interrupted.set)
+    else:
+        failures = [make(folders) for folders in stacks]
+    for error in (e for found in failures for e in found):
+        raise error
+
+
+def _named(error: CheckError, recipe: Recipe) -> CheckError:
+    where = f"organism {recipe.name}, seed {recipe.seed}"
+    return CheckError(error.what, where=where, fix="Lower the learning rate; the others were kept.")
 
 
 def save_world(folder: Path, weights: Mapping[str, torch.Tensor], base: Base, about: Mapping[str, Any]) -> None:
