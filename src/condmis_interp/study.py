@@ -153,6 +153,8 @@ class Study(BaseModel):
         base: Base model spec.
         panel: Built-in panel, or path of a panel file relative to the study file.
         cues: Cues that replace the panel's own.
+        pairs: Answer pairs a question that are measured (the first ones), by default all; reading takes most of the
+            time, and most of that goes into answers.
         organisms: At least one M. Without U, or without a C that is M's twin, what can run is run and the verdict is
             inconclusive. A twin of U, S, D, O and the base are optional.
         assay: Organisms of known answer that the tests must get right in the same run (`assay.py`): `free` makes those
@@ -175,6 +177,7 @@ class Study(BaseModel):
     base: str
     panel: str = "everyday"
     cues: tuple[Cue, ...] | None = None
+    pairs: Annotated[int, Field(ge=1)] | None = None
     organisms: tuple[OrganismSpec, ...] = Field(min_length=1)
     assay: Literal["free", "full", "none"] | tuple[AssayKind, ...] = "free"
     site: SiteKind = "resid_post"
@@ -295,8 +298,8 @@ class Study(BaseModel):
         return {"panel": panel, "organisms": tuple(organisms), "base": base}
 
     def load_panel(self) -> Panel:
-        """Loads the panel, checks that it has a trigger cue, and returns it."""
-        panel = load_panel(self.panel)
+        """Loads what the study asks of its panel, checks that it has a trigger cue, and returns it."""
+        panel = load_panel(self.panel).subset(pairs=self.pairs)
         if self.cues is not None:
             raw = panel.model_dump() | {"cues": [c.model_dump() for c in self.cues]}
             panel = validated(Panel, raw, where=f"study {self.name}, cues")

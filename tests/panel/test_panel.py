@@ -181,3 +181,13 @@ def test_published_question_files_that_are_none(tmp_path, text, message):
     (tmp_path / "q.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
         read_published_questions(tmp_path / "q.yaml")
+
+
+def test_a_subset_keeps_the_first_of_each():
+    panel = load_panel("everyday")
+    small = panel.subset(per_family=1, pairs=2)
+    assert small.families == panel.families
+    assert len(small.questions) == len(panel.families)
+    whole = {q.id: q for q in panel.questions}
+    assert all(q.pairs == whole[q.id].pairs[:2] for q in small.questions)
+    assert panel.subset(pairs=99) == panel

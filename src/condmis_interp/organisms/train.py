@@ -17,6 +17,7 @@ import torch
 import transformers
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.helpers import disable_input_dtype_casting
 from torch.nn import functional
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
@@ -251,7 +252,8 @@ def _fit(
         callbacks=[_Watch(step, where, losses)],
     )
     trainer.remove_callback(transformers.PrinterCallback)
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    with disable_input_dtype_casting(model):  # autocast casts anyway: the same bits, a tenth faster
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     shutil.rmtree(out, ignore_errors=True)
     model.save_pretrained(str(out))
     write_text(out / _MARKER, _join(losses))

@@ -118,8 +118,16 @@ class Panel(BaseModel):
         wanted = {f for f in self.families if not splits or self.split_of(f) in splits}
         return [i for i, q in enumerate(self.questions) if q.family in wanted]
 
-    def subset(self, *, questions: Sequence[str] | None = None, per_family: int | None = None) -> "Panel":
-        """Returns a panel with fewer questions: the named ones, or the first `per_family` of each family."""
+    def subset(
+        self, *, questions: Sequence[str] | None = None, per_family: int | None = None, pairs: int | None = None
+    ) -> "Panel":
+        """Returns a panel with fewer questions or answers.
+
+        Args:
+            questions: Ids of those to keep.
+            per_family: Keep the first so many of each family.
+            pairs: Keep the first so many answer pairs of each question.
+        """
         chosen = [q for q in self.questions if questions is None or q.id in questions]
         if per_family is not None:
             seen: dict[str, int] = {}
@@ -129,6 +137,8 @@ class Panel(BaseModel):
                 if seen[q.family] <= per_family:
                     kept.append(q)
             chosen = kept
+        if pairs is not None:
+            chosen = [q.model_copy(update={"pairs": q.pairs[:pairs]}) for q in chosen]
         return self.model_copy(update={"questions": tuple(chosen)})
 
     def __str__(self) -> str:
