@@ -11,10 +11,11 @@ How far a solution is from that is reported as `residual` = max_i |a_i / C - (t_
 `converged` compares it with the tolerance. Two solvers of the same problem:
 
 * `newton`, for one labelling of each Gram matrix (every layer, position and fold has its own). With w = C p (1 - p) a
-  step solves (diag(1 / w) + K) by Cholesky, in single precision; the residual is taken in double precision, so that the
+  step solves (diag(1 / w) + K) by Cholesky, in single precision; the residual is taken in K's precision, so that the
   result is exact to it all the same. A step after which the residual's norm is not lower is halved; some shorter one
-  always lowers it, since a Newton step points straight down it. A few sites' folds are solved side by side: few
-  calls, and their matrices stay near the processor, where those of all sites would go through memory every step.
+  always lowers it, since a Newton step points straight down it. A few sites' folds are solved side by side, and leave
+  as they converge: few calls, and their matrices stay near the processor, where those of all sites would go through
+  memory every step.
 * `accelerated`, for one Gram matrix with many labellings (permutations). p (1 - p) <= 1/4 bounds the Hessian by I + C K
   / 4 (Boehning & Lindsay 1988), which is factorised once for all labellings; each iteration is then two products [n, n]
   x [n, labellings], with Nesterov's momentum and its restart (O'Donoghue & Candes 2015).
@@ -30,6 +31,7 @@ from condmis_interp.errors import CheckError
 
 TOLERANCE = 1e-4
 _SMALLEST = 1e-30
+_SHORTEST = 2.0**-30
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def newton(
     """Solves a few problems side by side; their matrices had better fit the processor's cache together.
 
     Args:
-        gram: fp64 [problems, n, n].
+        gram: fp64, or fp32 for speed, [problems, n, n]; in fp32 a residual below some 1e-6 cannot be reached.
         labels: 0 or 1, fp64 [problems, n].
         strength: C: the inverse of the regularisation.
         used: Which rows belong to a problem, bool [problems, n]; all, if not given. The others get an a of 0.
@@ -92,39 +94,51 @@ def newton(
     """
     k, t = gram.numpy(), labels.numpy()
     mask = np.ones(t.shape) if used is None else used.numpy().astype(float)
-    weight, single, right = strength * mask, gram.float(), np.empty((*t.shape, 2), dtype=np.float32)
-    right[:, :, 1] = mask
+    weight, right = strength * mask, np.stack([mask, mask], 2).astype(np.float32)
+    system, own = gram.to(torch.float32, copy=True), gram.diagonal(dim1=1, dim2=2)
     a, k_a, b = np.zeros_like(t), np.zeros_like(t), np.zeros((len(t), 1))
     error = weight * (t - 0.5)
     e = a - error
-    step = 0
+    dual, bias, reached = np.empty_like(t), np.empty(len(t)), np.empty(len(t))
+    left, step = np.arange(len(t)), 0
     while True:
         largest = np.abs(error)
         residual = np.abs(e).max(1) / largest.max(1)
-        if (residual <= tolerance).all() or step == limit:
-            break
-        step += 1
+        going = (residual > tolerance) & (step < limit)
+        if not going.all():
+            over = left[~going]
+            dual[over], bias[over], reached[over] = a[~going], b[~going, 0], residual[~going]
+            if not going.any():
+                break
+            left = left[going]
+            k, t, weight, right, a, k_a, b, error, e, largest = (
+                v[going] for v in (k, t, weight, right, a, k_a, b, error, e, largest)
+            )
+            system, own = system[torch.from_numpy(going)], own[torch.from_numpy(going)]
         inverse = 1 / (largest * (1 - largest / strength)).clip(_SMALLEST)  # 1 / w, since |t - p| is p or 1 - p
-        system = single.clone()
-        system.diagonal(dim1=1, dim2=2).add_(torch.from_numpy(inverse))
+        system.diagonal(dim1=1, dim2=2).copy_(own + torch.from_numpy(inverse))
         factor, failed = torch.linalg.cholesky_ex(system)
         if failed.any():
-            break
+            limit = step
+            continue
+        step += 1
         right[:, :, 0] = -e * inverse
-        z, u = np.moveaxis(torch.cholesky_solve(torch.from_numpy(right), factor).double().numpy(), 2, 0)
+        z = torch.linalg.solve_triangular(factor, torch.from_numpy(right), upper=False)
+        z, u = np.moveaxis(torch.linalg.solve_triangular(factor.mT, z, upper=True).double().numpy(), 2, 0)
         db = (a.sum(1) + z.sum(1))[:, None] / u.sum(1)[:, None]
         da = z - db * u
-        k_da = (k @ da[:, :, None])[:, :, 0]  # in numpy: four times as fast as in torch
+        k_da = (k @ da[:, :, None].astype(k.dtype))[:, :, 0]  # in numpy: four times as fast as in torch
         norm, length = np.square(e).sum(1), np.ones_like(b)
-        for _ in range(30):
-            error = weight * (t - expit(k_a + length * k_da + (b + length * db)))
-            e = a + length * da - error
-            worse = (np.square(e).sum(1) >= norm) & (residual > tolerance)
-            if not worse.any():
+        while True:
+            to, to_b, k_to = a + length * da, b + length * db, k_a + length * k_da
+            error = weight * (t - expit(k_to + to_b))
+            e = to - error
+            worse = np.square(e).sum(1) >= norm
+            if not worse.any() or length.min() < _SHORTEST:
                 break
             length[worse] /= 2
-        a, b, k_a = a + length * da, b + length * db, k_a + length * k_da
-    return DualFit(torch.from_numpy(a), torch.from_numpy(b[:, 0]), torch.from_numpy(residual), step, tolerance)
+        a, b, k_a = to, to_b, k_to
+    return DualFit(torch.from_numpy(dual), torch.from_numpy(bias), torch.from_numpy(reached), step, tolerance)
 
 
 def accelerated(
