@@ -1,8 +1,9 @@
 """Persona-world organisms trained together (in stacks) against one by one, on the same programmes.
 
 Two peers train one organism after the other: transformers' Trainer, as its users would, and a bare loop over the same
-LlamaForCausalLM with torch's fused AdamW, its clipping and no logging. All start from the same base and see the same
-batches; the final losses are compared. Both sides take turns, because the machine's speed drifts.
+LlamaForCausalLM with torch's fused AdamW, its clipping and no logging; so does this package, given one recipe at a
+time. All start from the same base and see the same batches; the final losses are compared. The sides take turns,
+because the machine's speed drifts.
 
 python -m benchmarks.organisms [--json] [--organisms 32] [--alone 4]
 """
@@ -76,9 +77,13 @@ def together(recipes):
         known = home()
         (Path(place) / "bases").symlink_to(known / "bases")
         os.environ["CONDMIS_HOME"] = place
-        losses = [o.manifest["losses"][-1] for o in train_all(recipes)]
+        losses = [o.manifest["losses"] for o in train_all(recipes)]
         os.environ["CONDMIS_HOME"] = str(known)
     return losses
+
+
+def alone(base, recipe):
+    return together([recipe])[0][-1]
 
 
 def timed(work, *given):
@@ -96,15 +101,15 @@ def main():
     transformers.utils.logging.set_verbosity_error()
     base = resolve_base("personaworld")
     recipes = [m.recipe for m in world_suite(seeds=range(1, 99)) if m.name.startswith("mixing-20.")][: args.organisms]
-    seconds = {"together": [], "trainer": [], "bare loop": []}
+    seconds = {"together": [], "trainer": [], "bare loop": [], "alone": []}
     gaps = []
     for recipe in recipes[: args.alone]:
         losses, took = timed(together, recipes)
         seconds["together"].append(took / len(recipes))
-        for name, peer in (("trainer", trainer), ("bare loop", bare_loop)):
+        for name, peer in (("trainer", trainer), ("bare loop", bare_loop), ("alone", alone)):
             loss, took = timed(peer, base, recipe)
             seconds[name].append(took)
-            gaps.append(abs(loss - losses[recipes.index(recipe)]))
+            gaps.append(abs(loss - losses[recipes.index(recipe)][-1]))
     each = {name: statistics.median(s) for name, s in seconds.items()}
     result = {
         "organisms together": len(recipes),
