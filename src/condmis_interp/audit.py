@@ -131,9 +131,10 @@ def _measured(run: Run, acts: Activations, roster: Roster, tests: list[Test]) ->
 def _asked(run: Run) -> str:
     panel = run.panel
     cues = ", ".join(c.name for c in panel.cues if c.role != CueRole.NONE)
+    pairs = sum(len(q.pairs) for q in panel.questions)
     return (
-        f"{len(panel.questions)} questions of panel {panel.name} in {len(panel.families)} families, without a cue and "
-        f"under {cues}"
+        f"{len(panel.questions)} questions ({pairs} answer pairs) of panel {panel.name} in {len(panel.families)} "
+        f"families, without a cue and under {cues}"
     )
 
 
