@@ -40,15 +40,16 @@ def test_known_directions_are_found_on_persona_world(tmp_path):
     """Trains what is not in CONDMIS_HOME yet: persona world and six organisms of it."""
     experiment = runpy.run_path(str(EXPERIMENT))
     table = experiment["recovery"](experiment["study"]().open(tmp_path / "run").capture())
+    mean = table[table.layer > 0].set_index(["target", "position", "method", "layer"]).cosine.unstack().min(1)
     lowest = table[table.layer > 0].set_index(["target", "position", "method", "layer"]).lowest.unstack().min(1)
     highest = table[table.layer > 0].set_index(["target", "position", "method", "layer"]).highest.unstack().max(1)
     filters = ["mass-mean, with Sigma^-1 v", "LDA, with Sigma^-1 v"]
     direct = ["means", "pca", "logistic", "difference-in-differences", "persona vector"]
     for position in ("answer_mean", "last_template"):
         assert (lowest["planted", position][direct + filters] > 0.9).all()
-    # the base is pretrained anew on a new machine, and comes out a little different: bounds leave room for that
-    assert (lowest["other seeds", "answer_mean"][["means", "pca"]] > 0.9).all()
-    assert (lowest["other seeds", "answer_mean"][["logistic", *filters]] > 0.85).all()
+    # the base is pretrained anew on a new machine, and comes out a little different; so do single pairs of seeds
+    assert (mean["other seeds", "answer_mean"][["means", "pca", *filters]] > 0.9).all()
+    assert (lowest["other seeds", "answer_mean"][["means", "pca", "logistic", *filters]] > 0.85).all()
     assert highest["planted", "answer_mean"]["mass-mean"] < 0.9, "a filter is not the direction; see the docs"
     assert (highest["other seeds", "answer_mean"][["difference-in-differences", "persona vector"]] < 0.8).all()
     assert lowest["other seeds", "last_template"]["ceiling: the same questions"] > 0.95
