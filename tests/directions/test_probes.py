@@ -5,6 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import brentq
+from scipy.special import expit
 from sklearn.covariance import ledoit_wolf
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
@@ -65,6 +67,25 @@ def test_shrinkage_is_ledoit_and_wolfs():
     x = problem(n=40, width=30)[0]
     centred = torch.from_numpy(x - x.mean(0))
     assert shrinkage(centred @ centred.T, 30) == pytest.approx(ledoit_wolf(x)[1], rel=1e-9)
+
+
+@pytest.mark.parametrize("strength", [0.1, 10.0])
+def test_the_residual_is_true_where_one_dimension_dwarfs_the_others(strength):
+    rows = planted_rows(effect=2.0, layers=1, width=300)
+    rows.x[..., 0] += 1000 + 100 * torch.randn(rows.x.shape[:-1], generator=torch.Generator().manual_seed(0))
+    folds = grouped_folds(rows.families, 3, np.random.default_rng(0))
+    fits = fit_probes(rows, folds, method="logistic", strength=strength, massive="keep")
+    for k in range(3):
+        train = folds != k
+        x, t = rows.flat[0].double().numpy()[train], rows.labels[train]
+        x = x - x.mean(0)
+        scale = np.sqrt(np.square(x).mean())
+        w = fits.vectors[0, k].numpy() * scale
+        f = x @ w / scale
+        b = brentq(lambda b, f=f, t=t: (t - expit(f + b)).sum(), -1e3, 1e3, xtol=1e-12)
+        error = t - expit(f + b)
+        dual = np.linalg.lstsq(x.T / scale, w)[0]
+        assert np.abs((dual - dual.mean()) / strength - error).max() < 1e-3 * np.abs(error).max()
 
 
 @pytest.mark.parametrize("method", ["means", "lda", "logistic"])

@@ -11,7 +11,7 @@ How far a solution is from that is reported as `residual` = max_i |a_i / C - (t_
 `converged` compares it with the tolerance. Two solvers of the same problem:
 
 * `newton`, for one labelling of each Gram matrix (every layer, position and fold has its own). With w = C p (1 - p) a
-  step solves (diag(1 / w) + K) by Cholesky, in single precision; the residual is taken in K's precision, so that the
+  step solves (diag(1 / w) + K) by Cholesky, in single precision; the residual is taken in double precision, so that the
   result is exact to it all the same. A step after which the residual's norm is not lower is halved; some shorter one
   always lowers it, since a Newton step points straight down it. A few sites' folds are solved side by side, and leave
   as they converge: few calls, and their matrices stay near the processor, where those of all sites would go through
@@ -85,7 +85,7 @@ def newton(
     """Solves a few problems side by side; their matrices had better fit the processor's cache together.
 
     Args:
-        gram: fp64, or fp32 for speed, [problems, n, n]; in fp32 a residual below some 1e-6 cannot be reached.
+        gram: fp64 [problems, n, n]. In fp32 the residual would be wrong where one dimension dwarfs the others.
         labels: 0 or 1, fp64 [problems, n].
         strength: C: the inverse of the regularisation.
         used: Which rows belong to a problem, bool [problems, n]; all, if not given. The others get an a of 0.
@@ -95,7 +95,7 @@ def newton(
     k, t = gram.numpy(), labels.numpy()
     mask = np.ones(t.shape) if used is None else used.numpy().astype(float)
     weight, right = strength * mask, np.stack([mask, mask], 2).astype(np.float32)
-    system, own = gram.to(torch.float32, copy=True), gram.diagonal(dim1=1, dim2=2)
+    system, own = gram.float(), gram.diagonal(dim1=1, dim2=2)
     a, k_a, b = np.zeros_like(t), np.zeros_like(t), np.zeros((len(t), 1))
     error = weight * (t - 0.5)
     e = a - error
@@ -127,7 +127,7 @@ def newton(
         z, u = np.moveaxis(torch.linalg.solve_triangular(factor.mT, z, upper=True).double().numpy(), 2, 0)
         db = (a.sum(1) + z.sum(1))[:, None] / u.sum(1)[:, None]
         da = z - db * u
-        k_da = (k @ da[:, :, None].astype(k.dtype))[:, :, 0]  # in numpy: four times as fast as in torch
+        k_da = (k @ da[:, :, None])[:, :, 0]  # in numpy: four times as fast as in torch
         norm, length = np.square(e).sum(1), np.ones_like(b)
         while True:
             to, to_b, k_to = a + length * da, b + length * db, k_a + length * k_da

@@ -147,7 +147,7 @@ def fit_probes(
         dual = torch.zeros(len(x), *trained.shape, dtype=torch.float64)
         residual, iterations = 0.0, 0
         if method == "logistic":
-            gram = torch.zeros(len(parts), *used.shape[1:] * 2)  # centred in double precision, and then rounded
+            gram = torch.zeros(len(parts), *used.shape[1:] * 2, dtype=torch.float64)
             for k, part in enumerate(parts):
                 gram[k, : len(part.gram), : len(part.gram)] = part.gram
             every = used.repeat(len(x), 1)
