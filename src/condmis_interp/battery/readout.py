@@ -86,7 +86,7 @@ def fit_probe(u: torch.Tensor, c: torch.Tensor, families: Sequence[Hashable]) ->
         scores, w = np.zeros(len(folds)), x[0]
         for split in splits:  # the last holds nothing out
             training, own = TrainingGram(site, split), labels[split.rows][:, None]
-            dual = fit_dual("logistic", training.gram, own, strength=STRENGTH, width=x.shape[1])
+            dual = fit_dual("logistic", training.gram, own, strength=STRENGTH, width=training.width)
             scores[split.held.numpy()] = training.in_gaps(dual, own)[0][:, 0].numpy()
             w = training.vector(dual[:, 0])
         of_u, of_c = np.split(scores[:-1], 2)

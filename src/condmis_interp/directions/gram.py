@@ -47,103 +47,102 @@ class Split:
 
 
 class SiteGram:
-    """One site's rows with what all splits of them share.
+    """The rows of one site, or of several with a leading dimension, with what all splits of them share.
 
     Args:
-        x: Activations [n, width].
+        x: Activations [..., n, width].
         folds: Fold of each row, [n].
         massive: What is done with massive dimensions.
     """
 
     def __init__(self, x: torch.Tensor, folds: np.ndarray, massive: Massive = "drop") -> None:
         self.x = x.double()
-        self.raw = self.x.numpy() @ self.x.numpy().T  # numpy sees the symmetry and computes half of it; torch does not
+        rows = self.x.numpy()
+        self.raw = rows @ rows.swapaxes(-1, -2)  # numpy sees the symmetry and computes half of it; torch does not
         self._squares = None
         if massive == "drop":
-            of_fold = [self.x[torch.from_numpy(folds == k)].square().sum(0) for k in range(int(folds.max()) + 1)]
+            of_fold = [self.x[..., torch.from_numpy(folds == k), :].square().sum(-2) for k in range(folds.max() + 1)]
             self._squares = torch.stack(of_fold)
 
     def massive(self, split: Split) -> torch.Tensor:
-        """Finds massive dimensions on a split's training rows, as `rows.massive_dimensions` does."""
+        """Finds massive dimensions on a split's training rows, as `rows.massive_dimensions` does; bool [..., width]."""
         if self._squares is None:
-            return torch.empty(0, dtype=torch.long)
+            return torch.zeros(self.x.shape[:-2] + self.x.shape[-1:], dtype=torch.bool)
         squares = self._squares[~split.out].sum(0)
-        return torch.nonzero(squares > MASSIVE**2 * squares.median())[:, 0]
+        return squares > MASSIVE**2 * squares.median(-1, keepdim=True).values
 
 
 class TrainingGram:
-    """The centred and scaled Gram matrix of one site's training rows in one split.
+    """The centred and scaled Gram matrices of the training rows of one split.
 
     Attributes:
-        gram: fp64 [m, m].
-        square: Mean square of the centred training entries.
-        massive: Indices of the dimensions left out.
-        width: Number of the others.
+        gram: fp64 [..., m, m].
+        square: Mean square of the centred training entries, [...].
+        massive: Which dimensions are left out, bool [..., width].
+        width: Number of the others, [...].
 
     Args:
-        site: The site.
+        site: The site, or sites.
         split: The split.
 
     Raises:
-        CheckError: if training rows do not differ at all, or are not finite.
+        CheckError: if a site's training rows do not differ at all, or are not finite.
     """
 
     def __init__(self, site: SiteGram, split: Split) -> None:
         self._site, self._split = site, split
         self.massive = site.massive(split)
-        self.width = site.x.shape[1] - len(self.massive)
+        self.width = (~self.massive).sum(-1)
         gram = self._products(split.rows)
-        self._means = gram.mean(1)
-        self._centre = self._means.mean()
-        gram.sub_(self._means[:, None]).sub_(self._means - self._centre)
-        self.square = float(gram.diagonal().mean()) / self.width
-        if not 0 < self.square < float("inf"):
+        self._means = gram.mean(-1)[..., None, :]
+        gram.sub_(self._means.mT).sub_(self._means - self._means.mean(-1, keepdim=True))
+        self.square = gram.diagonal(dim1=-2, dim2=-1).mean(-1) / self.width
+        if not ((self.square > 0) & (self.square < torch.inf)).all():
             raise CheckError(
-                f"the training rows have a variance of {self.square}", fix="Look at the cells they come from."
+                f"training rows have a variance of {self.square.tolist()}", fix="Look at the cells they come from."
             )
-        self.gram = gram.div_(self.square)
+        self.gram = gram.div_(self.square[..., None, None])
 
     def _products(self, others: torch.Tensor) -> torch.Tensor:
-        """Returns the products of some rows with the training rows, massive dimensions left out, [others, m]."""
-        rows, x = self._split.rows, self._site.x
-        raw = self._site.raw.take(others.numpy(), 0).take(rows.numpy(), 1)  # in numpy: twice as fast as in torch
-        products = torch.from_numpy(raw)
-        if len(self.massive):
-            products -= x[others][:, self.massive] @ x[rows][:, self.massive].mT
+        """Returns the products of some rows with the training rows, massive dimensions left out, [..., others, m]."""
+        rows = self._split.rows
+        raw, cells = self._site.raw, others.numpy()[:, None] * self._site.x.shape[-2] + rows.numpy()
+        products = torch.from_numpy(raw.reshape(*raw.shape[:-2], -1).take(cells, -1))  # in numpy: twice torch's speed
+        at = torch.nonzero(self.massive.view(-1, self.massive.shape[-1]).any(0))[:, 0]
+        if len(at):
+            x = torch.where(self.massive[..., None, at], self._site.x[..., at], 0.0)
+            products -= x[..., others, :] @ x[..., rows, :].mT
         return products
 
-    def held(self) -> torch.Tensor:
-        """Returns the products of the rows held out with the training rows, centred and scaled alike, [held, m]."""
-        mixed = self._products(self._split.held)
-        centre = mixed.mean(1, keepdim=True)
-        return mixed.sub_(centre).sub_(self._means - self._centre).div_(self.square)
-
     def vector(self, dual: torch.Tensor) -> torch.Tensor:
-        """Returns w [width] of a dual solution [m], in activation space.
+        """Returns w [..., width] of dual solutions [..., m], in activation space.
 
         A row's score is w . (x - training mean). The duals of all probes here sum to 0, so X needs no centring.
         """
-        w = dual @ self._site.x.index_select(0, self._split.rows) / self.square
-        w[self.massive] = 0
-        return w
+        spread = dual.new_zeros(*dual.shape[:-1], 1, self._site.x.shape[-2])
+        spread[..., 0, self._split.rows] = dual
+        w = (spread @ self._site.x)[..., 0, :] / self.square[..., None]
+        return w.masked_fill_(self.massive, 0)
 
     def in_gaps(self, dual: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores the rows held out in class gaps: 0 midway between the training means, 1 from one mean to the other.
 
         Args:
-            dual: Dual solutions [m, labellings].
+            dual: Dual solutions [..., m, labellings].
             labels: Training labels [m, labellings].
 
         Returns:
-            Scores [held, labellings] and the class gap [labellings] (in units of w . x). A gap of 0 gives scores of 0.
+            Scores [..., held, labellings] and the class gap [..., labellings] (in units of w . x). A gap of 0 gives
+            scores of 0.
         """
         own = self.gram @ dual
         ones = labels.sum(0)
-        high, low = (own * labels).sum(0) / ones, (own * (1 - labels)).sum(0) / (len(labels) - ones)
+        high, low = (own * labels).sum(-2) / ones, (own * (1 - labels)).sum(-2) / (len(labels) - ones)
         gap = high - low
         usable = gap > 0
-        scores = (self.held() @ dual - (high + low) / 2) / torch.where(usable, gap, 1.0)
-        return torch.where(usable, scores, 0.0), gap
+        held = (self._products(self._split.held) - self._means) @ dual / self.square[..., None, None]
+        scores = (held - ((high + low) / 2)[..., None, :]) / torch.where(usable, gap, 1.0)[..., None, :]
+        return torch.where(usable[..., None, :], scores, 0.0), gap
 
 
 def means_dual(labels: torch.Tensor) -> torch.Tensor:
@@ -152,32 +151,34 @@ def means_dual(labels: torch.Tensor) -> torch.Tensor:
     return labels / ones - (1 - labels) / (len(labels) - ones)
 
 
-def shrinkage(gram: torch.Tensor, width: int) -> float:
-    """Returns Ledoit and Wolf's intensity s for the covariance of rows with a centred Gram matrix [m, m].
+def shrinkage(gram: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
+    """Returns Ledoit and Wolf's intensity s [...] for the covariance of rows with a centred Gram matrix [..., m, m].
 
     Sigma = (1 - s) S + s mu I, mu = tr S / width, with s = min(1, beta^2 / delta^2), delta^2 = |S - mu I|^2, beta^2 =
-    sum_i |x_i x_i^T - S|^2 / m^2 (Ledoit & Wolf 2004); all of it can be read off K.
+    sum_i |x_i x_i^T - S|^2 / m^2 (Ledoit & Wolf 2004); all of it can be read off K. Rows without a spread give 1.
     """
-    m = len(gram)
-    trace, squares = float(gram.diagonal().sum()) / m, float(gram.square().sum()) / m**2
+    m, diagonal = gram.shape[-1], gram.diagonal(dim1=-2, dim2=-1)
+    trace, squares = diagonal.sum(-1) / m, gram.square().sum((-2, -1)) / m**2
     delta = squares - trace**2 / width
-    beta = (float(gram.diagonal().square().sum()) / m - squares) / m
-    return min(1.0, max(0.0, beta) / delta) if delta > 0 else 1.0
+    beta = (diagonal.square().sum(-1) / m - squares) / m
+    return torch.where(delta > 0, (beta / delta).clamp(0, 1), 1.0)
 
 
-def fit_dual(method: Method, gram: torch.Tensor, labels: torch.Tensor, *, strength: float, width: int) -> torch.Tensor:
-    """Returns the dual solutions [m, labellings].
+def fit_dual(
+    method: Method, gram: torch.Tensor, labels: torch.Tensor, *, strength: float, width: torch.Tensor
+) -> torch.Tensor:
+    """Returns the dual solutions [..., m, labellings].
 
-    `means`: difference of class means. `lda`: (Sigma + tau I)^-1 times it, with Ledoit and Wolf's tau on the total
-    covariance of the training rows, which the labels do not enter. (With the within-class covariance the direction is
-    the same, since the two differ by a multiple of the difference's outer product.) `logistic`: see `logistic.py`.
+    `means`: difference of class means. `lda`: Sigma^-1 times it, with Ledoit and Wolf's Sigma on the total covariance
+    of the training rows, which the labels do not enter. (With the within-class covariance the direction is the same,
+    since the two differ by a multiple of the difference's outer product.) `logistic`: see `logistic.py`.
 
     Args:
         method: Which.
-        gram: Centred and scaled, fp64 [m, m].
+        gram: Centred and scaled, fp64 [..., m, m]; [m, m] for the logistic probe.
         labels: 0 or 1, fp64 [m, labellings].
         strength: C of the logistic probe; not used by the others.
-        width: Dimensions of the rows.
+        width: Dimensions of the rows, [...].
 
     Raises:
         UserError: if the method is not known.
@@ -185,14 +186,13 @@ def fit_dual(method: Method, gram: torch.Tensor, labels: torch.Tensor, *, streng
     """
     if method == "logistic":
         return accelerated(gram, labels, strength).checked(f"C = {strength}").dual
-    dual = means_dual(labels)
+    dual = means_dual(labels).expand(*gram.shape[:-2], *labels.shape)
     if method == "means":
         return dual
     if method != "lda":
         raise UserError(f"there is no probe {method!r}", fix=f"Probes: {', '.join(METHODS)}.")
-    s = shrinkage(gram, width)
-    if s >= 1:  # the covariance is taken to be a multiple of I
-        return dual
-    ridge = gram / len(gram)
-    ridge.diagonal().add_(s / (1 - s) * float(gram.diagonal().mean()) / width)
-    return torch.cholesky_solve(dual, torch.linalg.cholesky(ridge))
+    s = shrinkage(gram, width)[..., None]
+    sigma = (1 - s[..., None]) * gram / gram.shape[-1]
+    diagonal = sigma.diagonal(dim1=-2, dim2=-1)
+    diagonal += s * gram.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True) / width[..., None]
+    return torch.cholesky_solve(dual, torch.linalg.cholesky(sigma))

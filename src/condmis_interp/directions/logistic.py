@@ -13,9 +13,11 @@ How far a solution is from that is reported as `residual` = max_i |a_i / C - (t_
 * `newton`, for one labelling of each Gram matrix (every layer, position and fold has its own). With w = C p (1 - p) a
   step solves (diag(1 / w) + K) by Cholesky, in single precision; the residual is taken in double precision, so that the
   result is exact to it all the same. A step after which the residual's norm is not lower is halved; some shorter one
-  always lowers it, since a Newton step points straight down it. A few sites' folds are solved side by side, and leave
-  as they converge: few calls, and their matrices stay near the processor, where those of all sites would go through
-  memory every step.
+  always lowers it, since a Newton step points straight down it. The first step is taken as if every row had its own
+  side's logit +-2 already, not 0, where p (1 - p) is largest: iteratively reweighted least squares need no a to start
+  from, and this too points down from a = 0, where w <= C / 4. A few sites are solved side by side, and leave as they
+  converge: few calls, and their matrices stay near the processor, where those of all sites would go through memory
+  every step.
 * `accelerated`, for one Gram matrix with many labellings (permutations). p (1 - p) <= 1/4 bounds the Hessian by I + C K
   / 4 (Boehning & Lindsay 1988), which is factorised once for all labellings; each iteration is then two products [n, n]
   x [n, labellings], with Nesterov's momentum and its restart (O'Donoghue & Candes 2015).
@@ -30,8 +32,9 @@ from scipy.special import expit
 from condmis_interp.errors import CheckError
 
 TOLERANCE = 1e-4
+_START = 2.0
 _SMALLEST = 1e-30
-_SHORTEST = 2.0**-30
+_HALVINGS = 30
 
 
 @dataclass(frozen=True)
@@ -74,13 +77,7 @@ class DualFit:
 
 
 def newton(
-    gram: torch.Tensor,
-    labels: torch.Tensor,
-    strength: float,
-    *,
-    used: torch.Tensor | None = None,
-    tolerance: float = TOLERANCE,
-    limit: int = 60,
+    gram: torch.Tensor, labels: torch.Tensor, strength: float, *, tolerance: float = TOLERANCE, limit: int = 60
 ) -> DualFit:
     """Solves a few problems side by side; their matrices had better fit the processor's cache together.
 
@@ -88,57 +85,62 @@ def newton(
         gram: fp64 [problems, n, n]. In fp32 the residual would be wrong where one dimension dwarfs the others.
         labels: 0 or 1, fp64 [problems, n].
         strength: C: the inverse of the regularisation.
-        used: Which rows belong to a problem, bool [problems, n]; all, if not given. The others get an a of 0.
         tolerance: Residual to reach.
         limit: Most iterations.
     """
     k, t = gram.numpy(), labels.numpy()
-    mask = np.ones(t.shape) if used is None else used.numpy().astype(float)
-    weight, right = strength * mask, np.stack([mask, mask], 2).astype(np.float32)
-    system, own = gram.float(), gram.diagonal(dim1=1, dim2=2)
-    a, k_a, b = np.zeros_like(t), np.zeros_like(t), np.zeros((len(t), 1))
-    error = weight * (t - 0.5)
+    system, own = gram.float(), gram.diagonal(dim1=1, dim2=2).numpy()
+    right = np.ones((*t.shape, 2), dtype=np.float32)
+    a, f, b = np.zeros_like(t), np.zeros_like(t), np.zeros(len(t))
+    error = strength * (t - 0.5)
     e = a - error
-    dual, bias, reached = np.empty_like(t), np.empty(len(t)), np.empty(len(t))
-    left, step = np.arange(len(t)), 0
+    dual, bias, reached = np.empty_like(t), np.empty_like(b), np.empty_like(b)
+    left, step, norm = np.arange(len(t)), 0, _squares(e)
     while True:
         largest = np.abs(error)
         residual = np.abs(e).max(1) / largest.max(1)
         going = (residual > tolerance) & (step < limit)
         if not going.all():
             over = left[~going]
-            dual[over], bias[over], reached[over] = a[~going], b[~going, 0], residual[~going]
+            dual[over], bias[over], reached[over] = a[~going], b[~going], residual[~going]
             if not going.any():
                 break
-            left = left[going]
-            k, t, weight, right, a, k_a, b, error, e, largest = (
-                v[going] for v in (k, t, weight, right, a, k_a, b, error, e, largest)
+            k, t, own, right, a, f, b, e, largest, norm = (
+                v[going] for v in (k, t, own, right, a, f, b, e, largest, norm)
             )
-            system, own = system[torch.from_numpy(going)], own[torch.from_numpy(going)]
+            left, system = left[going], system[torch.from_numpy(going)]
+        if not step:
+            largest = np.full_like(t, strength * expit(-_START))
         inverse = 1 / (largest * (1 - largest / strength)).clip(_SMALLEST)  # 1 / w, since |t - p| is p or 1 - p
-        system.diagonal(dim1=1, dim2=2).copy_(own + torch.from_numpy(inverse))
+        np.einsum("kii->ki", system.numpy())[:] = own + inverse
         factor, failed = torch.linalg.cholesky_ex(system)
-        if failed.any():
+        if failed.numpy().any():
             limit = step
             continue
-        step += 1
-        right[:, :, 0] = -e * inverse
+        right[:, :, 0] = -e * inverse if step else (2 * t - 1) * (_START + 1 / expit(_START))
         z = torch.linalg.solve_triangular(factor, torch.from_numpy(right), upper=False)
         z, u = np.moveaxis(torch.linalg.solve_triangular(factor.mT, z, upper=True).double().numpy(), 2, 0)
-        db = (a.sum(1) + z.sum(1))[:, None] / u.sum(1)[:, None]
-        da = z - db * u
-        k_da = (k @ da[:, :, None])[:, :, 0]  # in numpy: four times as fast as in torch
-        norm, length = np.square(e).sum(1), np.ones_like(b)
+        db = (a.sum(1) + z.sum(1)) / u.sum(1)
+        da = z - db[:, None] * u
+        df = (k @ da[:, :, None])[:, :, 0] + db[:, None]  # in numpy: four times as fast as in torch
+        halvings = 0
         while True:
-            to, to_b, k_to = a + length * da, b + length * db, k_a + length * k_da
-            error = weight * (t - expit(k_to + to_b))
-            e = to - error
-            worse = np.square(e).sum(1) >= norm
-            if not worse.any() or length.min() < _SHORTEST:
+            error = strength * (t - expit(f + df))
+            e = a + da - error
+            to = _squares(e)
+            worse = to >= norm
+            if not worse.any() or halvings == _HALVINGS:
                 break
-            length[worse] /= 2
-        a, b, k_a = to, to_b, k_to
+            halvings += 1
+            for move in (da, df, db):
+                move[worse] /= 2
+        a, f, b, norm, step = a + da, f + df, b + db, to, step + 1
     return DualFit(torch.from_numpy(dual), torch.from_numpy(bias), torch.from_numpy(reached), step, tolerance)
+
+
+def _squares(e: np.ndarray) -> np.ndarray:
+    """Returns |e|^2 of each problem."""
+    return np.einsum("ki,ki->k", e, e)
 
 
 def accelerated(
