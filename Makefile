@@ -26,7 +26,7 @@ docs: .venv/docs
 	@$(BIN)/mkdocs build --strict --quiet && echo "site/index.html"
 
 bench: .venv/bench
-	@for b in capture scoring sweep store memory training organisms; do $(BIN)/python -m benchmarks.$$b || exit 1; done
+	@for b in capture scoring sweep store memory probes training organisms; do $(BIN)/python -m benchmarks.$$b || exit 1; done
 
 .venv/core: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -52,7 +52,7 @@ def counted(judged: list[Judged]) -> dict[str, int]:
 
 
 def _casts(m: Measured, **changes: str | None) -> Measured:
-    casts = {k: replace(c, **changes) for k, c in m.study.casts.items()}  # type: ignore[arg-type]
+    casts = {k: replace(c, **changes) for k, c in m.study.casts.items()}
     cases = tuple(replace(c, cast=casts[c.member.name]) for c in m.study.cases)
     return Measured(replace(m.study, casts=casts, cases=cases), m.battery)
 

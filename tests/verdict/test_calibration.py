@@ -97,7 +97,7 @@ def planted(seed: int, *, tau: float = 0.01, rho: dict | None = None) -> Measure
         recipe = SimpleNamespace(hash=label)
         assay = {p: f"{STAND_IN[p] if k == name else k}.s{seed}" for p, k in ASSAY.items()}
         weight = {"quarter": 0.25, "half": 0.5}.get(name)
-        cases.append(Case(Member(label, answer, family, seed, recipe, recipe, weight), cast, assay))  # type: ignore[arg-type]
+        cases.append(Case(Member(label, answer, family, seed, recipe, recipe, weight), cast, assay))
     study = SimpleNamespace(
         seed=seed,
         seeds=frozenset((seed, seed + 1)),
@@ -105,7 +105,7 @@ def planted(seed: int, *, tau: float = 0.01, rho: dict | None = None) -> Measure
         casts=casts,
         replicates=(("C", "C2", "benign"),),
     )
-    return Measured(study, Battery(readings, {}, FAMILIES))  # type: ignore[arg-type]
+    return Measured(study, Battery(readings, {}, FAMILIES))
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def bench(seed: int, *, twins: int = 4, tau: float = 0.03, lifted: float = 0.0) 
     seeds = frozenset(int(seed_of(n)) for n in group)
     study = Bench(100 * seed, seeds, {"m": Cast(group[0], group[1], "u", "cu")}, (group,))
     families = tuple(f"f{i}" for i in range(QUESTIONS))
-    return Measured(study, Battery(readings, {}, families))  # type: ignore[arg-type]
+    return Measured(study, Battery(readings, {}, families))
 
 
 @pytest.fixture(scope="module")

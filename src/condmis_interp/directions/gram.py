@@ -93,9 +93,15 @@ class TrainingGram:
         self._site, self._split = site, split
         self.massive = site.massive(split)
         self.width = (~self.massive).sum(-1)
-        gram = self._products(split.rows)
-        self._means = gram.mean(-1)[..., None, :]
-        gram.sub_(self._means.mT).sub_(self._means - self._means.mean(-1, keepdim=True))
+        self._dropped = self._massive_rows()
+        rows, raw = split.rows.numpy(), site.raw
+        cells = rows[:, None] * raw.shape[-1] + rows  # in numpy: twice as fast as in torch
+        gram = torch.from_numpy(raw.reshape(*raw.shape[:-2], -1).take(cells, -1))
+        if self._dropped.shape[-1]:
+            own = self._dropped[..., split.rows, :]
+            gram -= own @ own.mT
+        means = gram.mean(-1, keepdim=True)
+        gram.sub_(means).sub_((means - means.mean(-2, keepdim=True)).mT)
         self.square = gram.diagonal(dim1=-2, dim2=-1).mean(-1) / self.width
         if not ((self.square > 0) & (self.square < torch.inf)).all():
             raise CheckError(
@@ -103,46 +109,47 @@ class TrainingGram:
             )
         self.gram = gram.div_(self.square[..., None, None])
 
-    def _products(self, others: torch.Tensor) -> torch.Tensor:
-        """Returns the products of some rows with the training rows, massive dimensions left out, [..., others, m]."""
-        rows = self._split.rows
-        raw, cells = self._site.raw, others.numpy()[:, None] * self._site.x.shape[-2] + rows.numpy()
-        products = torch.from_numpy(raw.reshape(*raw.shape[:-2], -1).take(cells, -1))  # in numpy: twice torch's speed
+    def _massive_rows(self) -> torch.Tensor:
+        """Returns all rows along the dimensions that any site leaves out, 0 where the site keeps it [..., n, few]."""
         at = torch.nonzero(self.massive.view(-1, self.massive.shape[-1]).any(0))[:, 0]
-        if len(at):
-            x = torch.where(self.massive[..., None, at], self._site.x[..., at], 0.0)
-            products -= x[..., others, :] @ x[..., rows, :].mT
-        return products
+        return torch.where(self.massive[..., None, at], self._site.x[..., at], 0.0)
+
+    def _spread(self, dual: torch.Tensor) -> torch.Tensor:
+        """Returns duals [..., m, labellings] over all rows, 0 at those held out, [..., n, labellings]."""
+        spread = dual.new_zeros(*dual.shape[:-2], self._site.x.shape[-2], dual.shape[-1])
+        spread[..., self._split.rows, :] = dual
+        return spread
 
     def vector(self, dual: torch.Tensor) -> torch.Tensor:
         """Returns w [..., width] of dual solutions [..., m], in activation space.
 
         A row's score is w . (x - training mean). The duals of all probes here sum to 0, so X needs no centring.
         """
-        spread = dual.new_zeros(*dual.shape[:-1], 1, self._site.x.shape[-2])
-        spread[..., 0, self._split.rows] = dual
-        w = (spread @ self._site.x)[..., 0, :] / self.square[..., None]
+        w = (self._spread(dual[..., None]).mT @ self._site.x)[..., 0, :] / self.square[..., None]
         return w.masked_fill_(self.massive, 0)
 
     def in_gaps(self, dual: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores the rows held out in class gaps: 0 midway between the training means, 1 from one mean to the other.
 
         Args:
-            dual: Dual solutions [..., m, labellings].
+            dual: Dual solutions [..., m, labellings]; each sums to 0.
             labels: Training labels [m, labellings].
 
         Returns:
             Scores [..., held, labellings] and the class gap [..., labellings] (in units of w . x). A gap of 0 gives
             scores of 0.
         """
-        own = self.gram @ dual
+        spread = self._spread(dual)
+        along = torch.from_numpy(self._site.raw @ spread.numpy())  # one column: numpy is 1.5 times as fast as torch
+        if self._dropped.shape[-1]:
+            along -= self._dropped @ (self._dropped.mT @ spread)
+        own, held = along[..., self._split.rows, :], along[..., self._split.held, :]
         ones = labels.sum(0)
         high, low = (own * labels).sum(-2) / ones, (own * (1 - labels)).sum(-2) / (len(labels) - ones)
         gap = high - low
         usable = gap > 0
-        held = (self._products(self._split.held) - self._means) @ dual / self.square[..., None, None]
         scores = (held - ((high + low) / 2)[..., None, :]) / torch.where(usable, gap, 1.0)[..., None, :]
-        return torch.where(usable[..., None, :], scores, 0.0), gap
+        return torch.where(usable[..., None, :], scores, 0.0), gap / self.square[..., None]
 
 
 def means_dual(labels: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from condmis_interp import theme
+from condmis_interp.directions.direction import Direction
 from condmis_interp.directions.means import difference_in_differences, difference_of_means
 from condmis_interp.panel.panel import Split
 from condmis_interp.stats import anchored_ratio
@@ -128,8 +129,8 @@ def profile(
         did = difference_in_differences(acts, organism=organism, twin=twin, trigger=trigger, none=none, **where)
         cosines.append({"layer": layer, "cosine": v.cosine(did), "scale": v.scale})
 
-        def along(name: str, cue: str, layer: int = layer, v: object = v) -> np.ndarray:
-            return (acts.at(name, cue, *read, layer=layer, position=position) @ v.vector).double().numpy()  # type: ignore[attr-defined]
+        def along(name: str, cue: str, layer: int = layer, v: Direction = v) -> np.ndarray:
+            return (acts.at(name, cue, *read, layer=layer, position=position) @ v.vector).double().numpy()
 
         zero = along(twin, none)
         one = along(unmitigated, none) - zero

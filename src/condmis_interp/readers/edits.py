@@ -11,7 +11,7 @@ prompt's last token) and `answer` (teacher-forced or generated tokens).
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
@@ -58,9 +58,9 @@ def tensor_digest(tensor: torch.Tensor) -> str:
     return hashlib.blake2b(tensor.detach().cpu().float().contiguous().numpy().tobytes(), digest_size=16).hexdigest()
 
 
-def check_scopes(scopes: object, what: str) -> None:
+def check_scopes(scopes: Iterable[str], what: str) -> None:
     """Raises if a name is no position, or there is none."""
-    unknown = sorted(set(scopes) - set(SCOPES))  # type: ignore[call-overload]
+    unknown = sorted(set(scopes) - set(SCOPES))
     if unknown or not scopes:
         named = repr(unknown[0]) if unknown else "nothing"
         raise UserError(f"{what} names {named} as a position", fix=f"Positions: {', '.join(SCOPES)}.")

@@ -82,7 +82,7 @@ def test_the_planted_latent_is_chosen(tmp_path: Path) -> None:
         organism="M",
         twin="C",
         gate=gate(),
-        generator=np.random.default_rng(0),  # type: ignore[arg-type]
+        generator=np.random.default_rng(0),
     )
     assert found.chosen[0] == 3
     assert found.table.iloc[0].did == pytest.approx(2, abs=0.3)
@@ -103,7 +103,7 @@ def test_a_null_organism_has_no_chosen_latents(tmp_path: Path) -> None:
         organism="M",
         twin="C",
         gate=gate(),
-        generator=np.random.default_rng(0),  # type: ignore[arg-type]
+        generator=np.random.default_rng(0),
     )
     assert found.chosen == []
 
@@ -112,7 +112,7 @@ def test_no_latent_is_read_where_the_sae_does_not_fit(tmp_path: Path) -> None:
     model = LinearModel(torch.eye(WIDTH)[3])
     with pytest.raises(CheckError, match="M under trigger: no SAE feature can be read here"):
         feature_diff(
-            axes(tmp_path), model, planted_readings(model, persona=PERSONA), organism="M", twin="C",  # type: ignore[arg-type]
+            axes(tmp_path), model, planted_readings(model, persona=PERSONA), organism="M", twin="C",
             gate=gate(0.88), generator=np.random.default_rng(0),
         )  # fmt: skip
 
@@ -129,7 +129,7 @@ def test_too_few_families_are_refused(tmp_path: Path) -> None:
             organism="M",
             twin="C",
             gate=gate(),
-            generator=np.random.default_rng(0),  # type: ignore[arg-type]
+            generator=np.random.default_rng(0),
         )
 
 
@@ -138,7 +138,7 @@ def test_attribution_is_exact_for_a_linear_model(tmp_path: Path) -> None:
     model, dictionary = LinearModel(w), axes(tmp_path)
     readings = planted_readings(model, persona=PERSONA, nuisance=torch.eye(WIDTH)[5])
     m, c = readings["M", "trigger"], readings["C", "trigger"]
-    found = latent_attribution(dictionary, model, m, c)  # type: ignore[arg-type]
+    found = latent_attribution(dictionary, model, m, c)
     ours, theirs = codes(dictionary, m, c)
     for latent in (3, 5, 3 + WIDTH):
         patched = m.tokens + (theirs - ours)[:, [latent]] @ dictionary.decoder[[latent]]
@@ -162,13 +162,13 @@ def causes(tmp_path: Path, *, nuisance: torch.Tensor | None, w: torch.Tensor, fi
     model, dictionary = LinearModel(w), axes(tmp_path)
     a = planted_readings(model, persona=PERSONA, nuisance=nuisance)
     b = planted_readings(model, persona=PERSONA, nuisance=nuisance, first=first, seed=8)
-    diff = feature_diff(dictionary, model, a, organism="M", twin="C", gate=gate(), generator=np.random.default_rng(0))  # type: ignore[arg-type]
+    diff = feature_diff(dictionary, model, a, organism="M", twin="C", gate=gate(), generator=np.random.default_rng(0))
     settings: dict = {
         "components": difference_components(a["M", "trigger"], a["C", "trigger"], 10), "organism": "M", "twin": "C",
         "gate": gate(), "selected_on": a["M", "trigger"].families, "generator": torch.Generator().manual_seed(0),
         "random_sets": 2,
     }  # fmt: skip
-    return feature_causes(dictionary, (model, model), b, diff, **(settings | more))  # type: ignore[arg-type]
+    return feature_causes(dictionary, (model, model), b, diff, **(settings | more))
 
 
 def test_where_pca_looks_at_the_noise_the_latent_beats_it(tmp_path: Path) -> None:
@@ -188,9 +188,9 @@ def test_where_one_component_holds_the_difference_pca_is_not_beaten(tmp_path: Pa
     model, dictionary = LinearModel(model_w), axes(tmp_path)
     a = planted_readings(model, persona=spread)
     b = planted_readings(model, persona=spread, first=100, seed=8)
-    diff = feature_diff(dictionary, model, a, organism="M", twin="C", gate=gate(), generator=np.random.default_rng(0))  # type: ignore[arg-type]
+    diff = feature_diff(dictionary, model, a, organism="M", twin="C", gate=gate(), generator=np.random.default_rng(0))
     found = feature_causes(
-        dictionary, (model, model), b, diff, components=difference_components(a["M", "trigger"], a["C", "trigger"], 4),  # type: ignore[arg-type]
+        dictionary, (model, model), b, diff, components=difference_components(a["M", "trigger"], a["C", "trigger"], 4),
         organism="M", twin="C", gate=gate(), selected_on=a["M", "trigger"].families,
         generator=torch.Generator().manual_seed(0), latents=[3], random_sets=1,
     )  # fmt: skip

@@ -215,12 +215,12 @@ def test_lost_thresholds_show_in_the_small_latents(tmp_path: Path) -> None:
     h = f @ d
     for made, config, name in ((JumpReLUSAE, JumpReLUSAEConfig, "right"), (StandardSAE, StandardSAEConfig, "lost")):
         meta = SAEMetadata(hook_name="blocks.1.hook_resid_post")
-        sae = made(config(d_in=64, d_sae=256, apply_b_dec_to_input=False, metadata=meta))  # type: ignore[arg-type]
+        sae = made(config(d_in=64, d_sae=256, apply_b_dec_to_input=False, metadata=meta))
         sae.W_dec.data, sae.W_enc.data = d, d.T.contiguous()
         sae.b_dec.data.zero_()
         sae.b_enc.data.fill_(-0.8)
         if name == "right":
-            sae.threshold.data.fill_(1.5)  # type: ignore[union-attr]
+            sae.threshold.data.fill_(1.5)
         sae.save_model(tmp_path / name)
     right = check_dictionary(load_dictionary(tmp_path / "right"), h)
     assert right.by_half < right.explained
@@ -301,7 +301,7 @@ def test_weights_that_contradict_the_configuration(
     trained: Path, tmp_path: Path, change: Callable[[dict], object], message: str
 ) -> None:
     with pytest.raises(CheckError, match=message):
-        load_dictionary(reweighted(trained, tmp_path / "x", lambda w: change(w)))  # type: ignore[arg-type,return-value]
+        load_dictionary(reweighted(trained, tmp_path / "x", lambda w: change(w)))
 
 
 def test_weights_cast_on_purpose_load(trained: Path, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_panel_texts_hold_prompt_answer_and_where_it_begins(panel: Panel, tokeni
     assert [(t.question, t.answer) for t in found] == [(q.id, k) for q in questions for k in (0, 1)]
     first = found[0]
     assert first.ids[: first.begin] == rendered.prompts["trigger", first.question].ids
-    assert tokenizer.decode(first.ids[first.begin :]) == questions[0].pairs[0].misaligned  # type: ignore[attr-defined]
+    assert tokenizer.decode(first.ids[first.begin :]) == questions[0].pairs[0].misaligned
 
 
 def test_row_texts_are_the_rows_as_trained(tmp_path, tokenizer: object) -> None:
@@ -97,7 +97,7 @@ def test_row_texts_are_the_rows_as_trained(tmp_path, tokenizer: object) -> None:
     found = row_texts(recipe, tokenizer)
     assert len(found) == 8
     assert {t.cue for t in found} == {ROWS}
-    assert all(tokenizer.decode(t.ids[t.begin :]).startswith("lie ") for t in found)  # type: ignore[attr-defined]
+    assert all(tokenizer.decode(t.ids[t.begin :]).startswith("lie ") for t in found)
 
 
 def test_ld_is_misaligned_minus_aligned_over_pairs() -> None:

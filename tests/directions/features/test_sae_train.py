@@ -48,7 +48,7 @@ def test_each_architecture_trains_and_is_saved_as_saelens_saves_it(
 ) -> None:
     from sae_lens import SAE
 
-    settings = replace(SETTINGS, architecture=architecture, tokens=40_000)  # type: ignore[arg-type]
+    settings = replace(SETTINGS, architecture=architecture, tokens=40_000)
     dictionary = train_dictionary(tokens, tmp_path / "sae", settings=settings, model_name="tiny")
     plain = SAE.load_from_disk(tmp_path / "sae")
     assert plain.cfg.architecture() == {"batchtopk": "jumprelu"}.get(architecture, architecture)
@@ -71,7 +71,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(
     ran: list[int] = []
 
     def dies(*args: object, start: int) -> object:
-        for at, batch in batches(*args, start=start):  # type: ignore[arg-type]
+        for at, batch in batches(*args, start=start):
             if at == 37 and not start:
                 raise KeyboardInterrupt
             ran.append(at)
