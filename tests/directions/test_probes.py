@@ -149,6 +149,15 @@ def test_garbage_in_held_out_rows_changes_no_direction(method, massive):
     assert not torch.equal(spoilt.vectors[:, 1], clean.vectors[:, 1]), "the mutation did nothing"
 
 
+@pytest.mark.parametrize("value", [3.7, np.nan, np.inf])
+def test_a_site_whose_rows_are_all_the_same_or_not_finite_is_refused(value):
+    rows = planted_rows(layers=3)
+    rows.x[1] = value
+    folds = grouped_folds(rows.families, 4, np.random.default_rng(0))
+    with pytest.raises(CheckError, match="training rows of a mean square"):
+        fit_probes(rows, folds)
+
+
 def test_garbage_in_held_out_rows_changes_no_choice():
     rows = planted_rows(effect=0.6, layers=4, families=12)
     folds = grouped_folds(rows.families, 4, np.random.default_rng(0))

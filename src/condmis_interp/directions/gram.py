@@ -1,8 +1,8 @@
-"""One site's rows as a Gram matrix, with folds held out.
+"""Rows of a site, or of several sites, as Gram matrices, with folds held out.
 
 Every linear probe here is w = X^T a with X the centred training rows, so fits, held-out scores and class gaps need only
 K = X X^T [n, n], which all folds, regularisations and permutations of a site share. Held-out rows enter neither the
-centre, nor the scale, nor the choice of massive dimensions: writing anything into them changes no fit, to the bit.
+centre, nor the scale, nor the choice of massive dimensions: writing any numbers into them changes no fit, to the bit.
 
 Rows are centred on the training mean and divided by one number, the root mean square of the centred training entries,
 so that a regularisation strength means the same at every layer. Dimensions are not standardised one by one: that would
@@ -21,6 +21,8 @@ from condmis_interp.errors import CheckError, UserError
 
 Method = Literal["means", "lda", "logistic"]
 METHODS: tuple[Method, ...] = get_args(Method)
+_ROUNDING = 1e-12
+"""Rows that differ by less, of their mean square, are the same: fp32 has a precision of 6e-8, squared 4e-15."""
 
 
 @dataclass(frozen=True)
@@ -100,13 +102,16 @@ class TrainingGram:
         if self._dropped.shape[-1]:
             own = self._dropped[..., split.rows, :]
             gram -= own @ own.mT
-        means = gram.mean(-1, keepdim=True)
+        norm, means = gram.diagonal(dim1=-2, dim2=-1).mean(-1), gram.mean(-1, keepdim=True)
         gram.sub_(means).sub_((means - means.mean(-2, keepdim=True)).mT)
-        self.square = gram.diagonal(dim1=-2, dim2=-1).mean(-1) / self.width
-        if not ((self.square > 0) & (self.square < torch.inf)).all():
+        spread = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
+        bad = ~((spread > _ROUNDING * norm) & (spread < torch.inf))
+        if bad.any():
             raise CheckError(
-                f"training rows have a variance of {self.square.tolist()}", fix="Look at the cells they come from."
+                f"training rows of a mean square {float(norm[bad][0]):.3g} differ by {float(spread[bad][0]):.3g}",
+                fix="Look at the cells they come from.",
             )
+        self.square = spread / self.width
         self.gram = gram.div_(self.square[..., None, None])
 
     def _massive_rows(self) -> torch.Tensor:
