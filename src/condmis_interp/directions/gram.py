@@ -145,7 +145,7 @@ class TrainingGram:
             scores of 0.
         """
         spread = self._spread(dual)
-        along = torch.from_numpy(self._site.raw) @ spread  # not in numpy: its threads and torch's wait for each other
+        along = torch.from_numpy(self._site.raw) @ spread  # in numpy permutations were slow (docs/performance.md)
         if self._dropped.shape[-1]:
             along -= self._dropped @ (self._dropped.mT @ spread)
         own, held = along[..., self._split.rows, :], along[..., self._split.held, :]
