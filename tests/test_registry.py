@@ -21,7 +21,7 @@ def installed(monkeypatch):
     """Installs entry points for one test."""
 
     def install(*points):
-        monkeypatch.setattr(registry, "entry_points", lambda group: list(points))
+        monkeypatch.setattr(registry, "_points", lambda: points)
         monkeypatch.setattr(registry, "_looked", {})
 
     return install

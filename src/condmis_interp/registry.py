@@ -11,8 +11,9 @@ and stops none of the others.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
 from condmis_interp.errors import UserError
@@ -25,12 +26,17 @@ _looked: dict[str, str] = {}
 """What became of each plug-in: empty, or why it was not imported."""
 
 
+@cache
+def _points() -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=GROUP))  # reads every installed package's metadata: once
+
+
 def plugins() -> dict[str, str]:
     """Imports every installed plug-in, once; returns what became of each, by `entry point (distribution)`.
 
     The value is empty, or says why it was not imported.
     """
-    for point in entry_points(group=GROUP):
+    for point in _points():
         owner = f" ({point.dist.name} {point.dist.version})" if point.dist else ""
         if (name := f"{point.name}{owner}") in _looked:
             continue
