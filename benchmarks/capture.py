@@ -20,7 +20,7 @@ from condmis_interp.readers import Capture, Request, TorchReader
 from condmis_interp.readers.engine import _selected
 from condmis_interp.readers.lens import LensReader
 from condmis_interp.readers.nnsight import NNsightReader
-from condmis_interp.readers.passes import plan
+from condmis_interp.readers.batching import plan
 
 BATCH = 16
 POSITIONS = ("last_template", "question_mean")

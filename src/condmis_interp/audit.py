@@ -67,7 +67,7 @@ def audit(run: Run) -> AuditResult:
     planned = run.preregister()
     study = run.study
     tests = registered(*study.battery.tests)
-    grid = battery.behaviour(acts, roles=run.roles)
+    grid = battery.behaviour_grid(acts, roles=run.roles)
     choice, profiles, dose, ablations, notes = _causal(run, acts)
     roster = replace(roster_of(run, tests), base=_base(run, acts))
     measured = _measured(run, acts, roster, tests)

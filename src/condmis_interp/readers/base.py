@@ -1,23 +1,23 @@
-"""The Reader protocol: one way to ask any library for log-probs, activations and answers, with and without edits."""
+"""The Reader: one way to ask any library for log-probs, activations and answers, with and without edits."""
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
 from condmis_interp.errors import UserError
 from condmis_interp.panel import Prompt
-from condmis_interp.readers.edits import Edit
+from condmis_interp.readers.batching import Request
+from condmis_interp.readers.edits import Edit, listed
 from condmis_interp.readers.ledger import Ledger
-from condmis_interp.readers.passes import Request
-from condmis_interp.readers.recording import Recording
+from condmis_interp.readers.recording import Patch, Recording
 from condmis_interp.readers.sites import Site, SiteKind
 
 Position = Literal["last_template", "answer_mean", "cue_mean", "question_mean", "tail_mean"]
 POSITIONS: tuple[Position, ...] = get_args(Position)
 Feature = Literal["capture", "logprobs", "generate", "edit", "record", "trunk", "sweep", "remote"]
-FEATURES: tuple[Feature, ...] = get_args(Feature)
 
 
 @dataclass(frozen=True)
@@ -91,33 +91,93 @@ class Measurement:
                 raise UserError(f"{len(lp)} answers are no pairs of misaligned and aligned", where=f"request {i}")
         return torch.stack([lp[0::2] - lp[1::2] for lp in self.logprobs])
 
+    def __repr__(self) -> str:
+        told = [f"{len(self.logprobs)} requests", f"{sum(map(len, self.logprobs))} answers"]
+        told += [f"{position} {list(values.shape)}" for position, values in self.activations.items()]
+        return f"Measurement({', '.join(told)}; {self.ledger.passes} passes, {len(self.ledger.edits)} edits)"
 
-class Reader(Protocol):
-    """Reads and edits one model. Only token ids go in."""
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are generated; see `Reader.generate`.
+
+    Attributes:
+        max_new_tokens: Longest answer.
+        stop_ids: Token ids that end an answer; not returned.
+        edits: Changes to the forward pass.
+        temperature: 0 for greedy decoding, else the softmax temperature.
+        generator: Source of randomness (on the CPU); required if `temperature` > 0.
+
+    Raises:
+        UserError: if sampling is asked for without a generator, or a patch is to act on generated tokens.
+    """
+
+    max_new_tokens: int
+    stop_ids: frozenset[int]
+    edits: tuple[Edit, ...] = ()
+    temperature: float = 0.0
+    generator: torch.Generator | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UserError(f"an answer has at least one token, not max_new_tokens={self.max_new_tokens}")
+        if self.temperature < 0:
+            raise UserError(f"a temperature of {self.temperature} means nothing", fix="Give 0 (greedy) or more.")
+        if self.temperature > 0 and self.generator is None:
+            raise UserError("sampling needs a generator", fix="Pass generator=torch.Generator().manual_seed(...).")
+        if any(isinstance(e, Patch) and "answer" in e.scope for e in self.edits):
+            raise UserError("generated tokens have no donor to be patched from", fix="Leave 'answer' out of its scope.")
+
+
+class Reader(ABC):
+    """Reads and edits one model. Only token ids go in.
+
+    A reader of another library subclasses this (or `PassReader`, or one of the readers here) and is registered with
+    `register_reader`. What it cannot do it says in `limits`.
+
+    Attributes:
+        name: What it reads, in words; `open_reader` sets it to base and organism.
+        tokenizer: Loads the model's tokenizer; set by `open_reader`. Nothing is tokenized with it: it knows which token
+            ends an answer.
+    """
+
+    name: str = ""
+    tokenizer: Callable[[], Any] | None = None
 
     @property
+    @abstractmethod
     def n_layers(self) -> int:
         """Number of blocks."""
-        ...
 
     @property
+    @abstractmethod
     def width(self) -> int:
         """Residual width."""
-        ...
 
     @property
     def limits(self) -> Mapping[Feature, str]:
         """What the reader cannot do, and why."""
-        ...
+        return {}
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Token ids that end an answer where `generate` is given none; empty if none are known."""
+        end = self.tokenizer().eos_token_id if self.tokenizer else None
+        return frozenset() if end is None else frozenset((end,))
 
     def supports(self, feature: Feature) -> bool:
         """Returns whether the reader can do something."""
-        ...
+        return feature not in self.limits
 
+    def _require(self, feature: Feature) -> None:
+        if feature in self.limits:
+            raise UserError(f"{type(self).__name__} does not do this: {self.limits[feature]}")
+
+    @abstractmethod
     def name_of(self, site: Site) -> str:
         """Returns what the reader's library calls a site."""
-        ...
 
+    @abstractmethod
     def measure(
         self,
         requests: Sequence[Request],
@@ -126,26 +186,50 @@ class Reader(Protocol):
         edits: Sequence[Edit] = (),
         first_token: bool = False,
     ) -> Measurement:
-        """Scores every answer of every request, and captures activations, under the edits."""
-        ...
+        """Scores every answer of every request, and captures activations, under the edits; see `PassReader.measure`."""
 
+    @abstractmethod
     def capture(self, prompts: Sequence[Prompt], *, capture: Capture, edits: Sequence[Edit] = ()) -> Measurement:
         """Captures activations of prompts; runs no further than the last layer that is needed."""
-        ...
 
+    @abstractmethod
     def record(self, requests: Sequence[Request], *, sites: Sequence[Site]) -> Recording:
         """Records whole sequences at some sites, to patch another run with."""
-        ...
 
     def generate(
         self,
         prompts: Sequence[Prompt],
         *,
-        max_new_tokens: int,
-        stop_ids: frozenset[int],
+        max_new_tokens: int = 64,
+        stop_ids: frozenset[int] | None = None,
         edits: Sequence[Edit] = (),
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> list[list[int]]:
-        """Generates an answer for each prompt; the edits act in every decoding step."""
-        ...
+        """Generates an answer for each prompt; the edits act in the prompt and in every decoding step.
+
+        Args:
+            prompts: Rendered prompts.
+            max_new_tokens: Longest answer.
+            stop_ids: Token ids that end an answer; not returned. By default the reader's own (`stop_ids`).
+            edits: Changes to the forward pass.
+            temperature: 0 for greedy decoding, else the softmax temperature.
+            generator: Source of randomness (on the CPU); required if `temperature` > 0.
+
+        Returns:
+            Token ids of each answer.
+
+        Raises:
+            UserError: if sampling is asked for without a generator, or a patch is to act on generated tokens.
+            CheckError: if an edit missed a decoding step.
+        """
+        self._require("generate")
+        stop = self.stop_ids if stop_ids is None else frozenset(stop_ids)
+        return self._decode(prompts, Decoding(max_new_tokens, stop, listed(edits), temperature, generator))
+
+    @abstractmethod
+    def _decode(self, prompts: Sequence[Prompt], how: Decoding) -> list[list[int]]:
+        """Returns the token ids of each answer."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name or 'a model'}, {self.n_layers} layers)"
