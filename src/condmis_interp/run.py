@@ -20,7 +20,7 @@ from condmis_interp.panel import CueRole, Panel, RenderedPanel, render_panel
 from condmis_interp.panel.panel import Split
 from condmis_interp.preregistration import plan_of, preregister
 from condmis_interp.progress import progress
-from condmis_interp.readers import Edit, GatedReader, PassReader, Request, Trunk, open_reader
+from condmis_interp.readers import Edit, PassReader, Reader, Request, Trunk, open_reader
 from condmis_interp.store import (
     Activations,
     Asked,
@@ -63,7 +63,7 @@ class Run:
         self.panel: Panel = study.load_panel()
         self._settings = study.model_dump(mode="json")
         self._open()
-        self._loaded: tuple[tuple[str, int], PassReader | GatedReader] | None = None
+        self._loaded: tuple[tuple[str, int], Reader] | None = None
         self._held: tuple[str, Trunk] | None = None
         self._swap: Swap | None = None
 
@@ -162,7 +162,7 @@ class Run:
             return Organism.of_base(self.base, name=name)
         return self.read[name, seed]
 
-    def reader(self, name: str, seed: int) -> PassReader | GatedReader:
+    def reader(self, name: str, seed: int) -> Reader:
         """Returns a reader of one organism; one model is held at a time."""
         if self._loaded is None or self._loaded[0] != (name, seed):
             self._loaded = self._held = None

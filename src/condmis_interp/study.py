@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from condmis_interp.errors import UserError
 from condmis_interp.files import read_mapping, validated
@@ -26,7 +26,7 @@ from condmis_interp.organisms.organism import check_base
 from condmis_interp.organisms.recipe import beside
 from condmis_interp.panel import Cue, CueRole, Panel, load_panel
 from condmis_interp.panel.cue import Name
-from condmis_interp.readers import READERS, Capture, Position, SiteKind
+from condmis_interp.readers import Capture, Library, Position, SiteKind
 from condmis_interp.world import parse_world
 
 if TYPE_CHECKING:
@@ -163,8 +163,7 @@ class Study(BaseModel):
         battery: Settings of the tests.
         delta: Margin: below this rho an organism counts as equivalent to its twin.
         seed: Seed of every random draw outside training.
-        reader: What models are read through: `torch` (hooks; the fastest), `transformer-lens`, `nnsight`, or
-            what an installed plug-in registered (`readers.register_reader`). They agree.
+        reader: What models are read through: `torch` (hooks; the fastest), `transformer-lens`, `nnsight` or a plug-in.
         device: Torch device; `auto` takes a GPU where there is one, `balanced` spreads a large model over all GPUs.
         workers: Processes that train organisms at once; by default one for each core, one in all on a GPU.
         dtype: Dtype of the model when it is read.
@@ -185,21 +184,12 @@ class Study(BaseModel):
     battery: BatterySettings = BatterySettings()
     delta: Annotated[float, Field(gt=0, lt=1)] = 0.2
     seed: Annotated[int, Field(ge=0)] = 0
-    reader: str = "torch"
+    reader: Library = "torch"
     device: str = "auto"
     workers: Annotated[int, Field(ge=1)] | None = None
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     store_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     store_shard: Annotated[int, Field(ge=1)] = 128
-
-    @field_validator("reader")
-    @classmethod
-    def _registered(cls, name: str) -> str:
-        try:
-            READERS.get(name)
-        except UserError as e:
-            raise ValueError(f"{e.what}. {e.fix}") from None  # pydantic says where
-        return name
 
     @model_validator(mode="after")
     def _roles(self) -> Self:

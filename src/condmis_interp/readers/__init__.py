@@ -6,7 +6,7 @@ from condmis_interp.readers.edits import Ablate, Edit, Scope, Steer
 from condmis_interp.readers.engine import PassReader
 from condmis_interp.readers.gated import GatedReader
 from condmis_interp.readers.ledger import Ledger, LedgerEntry
-from condmis_interp.readers.open import READERS, ReaderFactory, open_reader, register_reader
+from condmis_interp.readers.open import READERS, Library, ReaderFactory, open_reader, register_reader
 from condmis_interp.readers.recording import Patch, Recording
 from condmis_interp.readers.sites import Site, SiteKind
 from condmis_interp.readers.torch_hooks import TorchReader
@@ -21,6 +21,7 @@ __all__ = [
     "GatedReader",
     "Ledger",
     "LedgerEntry",
+    "Library",
     "Measurement",
     "PassReader",
     "Patch",

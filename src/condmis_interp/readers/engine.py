@@ -302,11 +302,10 @@ class PassReader(Reader):
         guards.check_edits(self, points, asked, stop=stop)
         # a prefix is run once for many prompts, so what changes it must be the same for all of them; a patch is not
         share = all(not isinstance(e, Patch) or e.scope <= _PREFIX_SCOPES for edits in points for e in edits)
-        batches = (
-            trunk.batches if trunk and share else self._plan(asked, answers=stop is None, share=share, until=until)
-        )
+        below = trunk if share else None
+        batches = below.batches if below else self._plan(asked, answers=stop is None, share=share, until=until)
         # the copies of a sweep run as one batch, so they all start where the lowest of them must
-        start = min(trunk.start(edits) for edits in points) if trunk and share else 0
+        start = min(below.start(edits) for edits in points) if below else 0
         pool = Pool(asked, capture) if capture else None
         facts = {"width": self.width, "first_token": first_token, "device": self.device}
         tallies = [Tally(asked, pool, **facts) for _ in points]
@@ -319,7 +318,7 @@ class PassReader(Reader):
         skipping = self._skipping(start, lambda: given[0]) if start else nullcontext()
         with self._hooked(changes, stop=stop) as forward, skipping:
             for k, batch in enumerate(batches):
-                entering = [h[start] for h in trunk.hidden[k]] if trunk and start else None
+                entering = [h[start] for h in below.hidden[k]] if below and start else None
                 donated = donor._keys_and_values(batch.prompt[0]) if donor else None
                 run = self._run(batch, forward, ledgers, entering, given, pool, donated, first_token=first_token)
                 for n, hidden in run:

@@ -1,9 +1,11 @@
 """Opening a reader of an organism, through any library that is registered."""
 
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
+from pydantic import AfterValidator
 
+from condmis_interp.errors import UserError
 from condmis_interp.organisms import Base, Organism, Swap
 from condmis_interp.readers.base import Reader
 from condmis_interp.readers.gated import GatedReader
@@ -30,6 +32,18 @@ class ReaderFactory(Protocol):
 
 
 READERS: Registry[ReaderFactory] = Registry("reader")
+
+
+def _registered(name: str) -> str:
+    try:
+        READERS.get(name)
+    except UserError as e:
+        raise ValueError(f"{e.what}. {e.fix}") from None  # pydantic, which says where, takes no other
+    return name
+
+
+Library = Annotated[str, AfterValidator(_registered)]
+"""Name of a registered reader, as a field of a pydantic model."""
 
 
 def register_reader(name: str, factory: ReaderFactory) -> ReaderFactory:
