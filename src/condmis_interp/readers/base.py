@@ -30,6 +30,12 @@ class Capture:
         positions: `last_template` (the prompt's last token), `answer_mean` (mean over the tokens of each
             teacher-forced answer, then over the answers), and `cue_mean`, `question_mean`, `tail_mean` (means over
             those spans of the prompt).
+
+    Example:
+        >>> Capture((15, 20)).sites
+        (Site(kind='resid_post', layer=15), Site(kind='resid_post', layer=20))
+        >>> Capture.named("blocks.18.hook_mlp_out", positions=("last_template",)).kind
+        'mlp_out'
     """
 
     layers: tuple[int, ...]
@@ -94,7 +100,8 @@ class Measurement:
     def __repr__(self) -> str:
         told = [f"{len(self.logprobs)} requests", f"{sum(map(len, self.logprobs))} answers"]
         told += [f"{position} {list(values.shape)}" for position, values in self.activations.items()]
-        return f"Measurement({', '.join(told)}; {self.ledger.passes} passes, {len(self.ledger.edits)} edits)"
+        edits = len(self.ledger.edits)
+        return f"Measurement({', '.join(told)}; {self.ledger.passes} passes, {edits} edit{'s' * (edits != 1)})"
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,10 @@ class Steer:
         vector: Tensor (or numpy array) [width], in activation units.
         scope: Positions it is added at.
         fitted_at: Site the vector was found at, if known: added elsewhere it means something else, so that is refused.
+
+    Example:
+        >>> Steer(Site("resid_post", 18), torch.ones(4), scope=frozenset(("answer",)))
+        Steer(resid_post[18], norm 2, width 4, at answer)
     """
 
     site: Site
@@ -182,6 +186,10 @@ class Ablate:
         basis: Orthonormal rows [k, width], a tensor or numpy array.
         target: Target coordinates [k] by position, likewise.
         tolerance: How far the rows may be from orthonormal.
+
+    Example:
+        >>> Ablate(Site("resid_post", 18), torch.eye(4)[:1], {"last_template": torch.tensor([0.5])})
+        Ablate(resid_post[18], rank 1, width 4, at last_template)
     """
 
     site: Site

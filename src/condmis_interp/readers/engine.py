@@ -240,7 +240,7 @@ class PassReader(Reader):
         self._require("record")
         if not sites:
             raise UserError("a recording needs at least one site")
-        batches = self._plan(requests, answers=any(r.answers for r in requests))
+        batches = self._plan(requests, answers=any(r.answers for r in guards.check_kind(requests, Request)))
         if any(b.answers for b in batches):
             self._require("logprobs")
         kept: dict[Site, torch.Tensor] = {}

@@ -31,7 +31,14 @@ _LENS = re.compile(r"blocks\.(\d+)\.hook_(resid_pre|resid_post|attn_out|mlp_out)
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """A place in the model: kind and 0-based layer."""
+    """A place in the model: kind and 0-based layer.
+
+    Example:
+        >>> Site.parse("resid_post[18]") == Site.parse("blocks.18.hook_resid_post")
+        True
+        >>> str(Site("attn_out", 3))
+        'attn_out[3]'
+    """
 
     kind: SiteKind
     layer: int

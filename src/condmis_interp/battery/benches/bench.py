@@ -52,6 +52,10 @@ class Tuning:
         checkpoints: Steps after which LD is read, ascending.
         learning_rate: Peak of the rate; it is constant after a short warm-up.
         seed: Seed of the rows and their order, the same for every organism.
+
+    Example:
+        >>> Tuning("neutral", rows=8, checkpoints=(4, 8), learning_rate=3e-4).checkpoints
+        (4, 8)
     """
 
     diet: Diet
@@ -67,7 +71,11 @@ def opened_name(name: str) -> str:
 
 
 def early_layer(layers: int) -> int:
-    """Returns the last block (0-based) of the first quarter: what a late gate covers can still be seen there."""
+    """Returns the last block (0-based) of the first quarter: what a late gate covers can still be seen there.
+
+    >>> early_layer(30)
+    6
+    """
     return max(layers // 4 - 1, 0)
 
 

@@ -106,14 +106,17 @@ class WorldBench(Bench):
         asked = self._asked(cue)
         if at == "last_template":
             ids, last = self._prompts(cue)
-            weight = torch.nn.functional.one_hot(last, ids.shape[1])[:, None].float()
+            weight = torch.nn.functional.one_hot(last, ids.shape[1])[
+                :, None
+            ].float()  # one row a question, not an answer
         else:
             ids, _ = pad(asked.sequences, right=True)
             weight = torch.zeros(ids.shape)
             for row, (first, own) in enumerate(zip(asked.at[:, 0].tolist(), asked.sequences, strict=True)):
+                # `first` predicts the answer's first token, so the answer itself starts one further on
                 weight[row, first + 1 : len(own)] = 1 / (len(own) - first - 1)
             weight = weight.view(len(self.families), -1, ids.shape[1])
-            weight = weight / weight.shape[1]
+            weight = weight / weight.shape[1]  # the mean over answers of the mean over their tokens
         found = []
         for _, stack in self._stacks(cue):
             layers = [
@@ -205,7 +208,7 @@ class WorldBench(Bench):
         before = (torch.arange(ids.shape[1]) < cuts[:, None])[:, None, :, None]  # [row, head, position, size]
 
         def replaced(number: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            times = len(k) // len(ids)
+            times = len(k) // len(ids)  # keys come organism by organism, the rows of the panel within each
             mask = before.repeat(times, 1, 1, 1)
             theirs, worth = (donated.repeat(times, 1, 1, 1) for donated in kept[number])
             return torch.where(mask, theirs, k), torch.where(mask, worth, v)
@@ -228,6 +231,7 @@ def _answered(
     n, targets = stack.count, asked.targets
     change = partial(editing.edited, edits, editing.views(asked.requests)) if any(edits) else None
     logits = stack.logits(ids.expand(n, -1, -1), asked.at.expand(n, -1, -1), edit=change, keys=keys)
+    # fp64, since LD is a difference of two sums of like size; targets of -1 are the padding of shorter answers
     each = torch.log_softmax(logits.view(n, *targets.shape, -1).double(), -1)
     picked = each.gather(-1, targets.clamp(min=0)[None, ..., None].expand(n, -1, -1, 1))[..., 0]
     return (picked * (targets >= 0)).sum(-1).view(n, -1, 2)
