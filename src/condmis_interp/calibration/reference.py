@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import read_json, whole_file, write_json
 from condmis_interp.progress import progress
 from condmis_interp.stats import Drift
+from condmis_interp.tables import shipped
 from condmis_interp.verdict.decision import RULE
 from condmis_interp.verdict.roster import KnownDrift
 
@@ -84,12 +84,11 @@ def reference() -> dict[str, Any]:
     Raises:
         CheckError: if it was made with another version of the rule.
     """
-    path = Path(str(resources.files("condmis_interp.calibration") / "reference.json"))
-    table = read_json(path)
+    table = shipped("reference")
     if table["rule_version"] != RULE.version:
         raise CheckError(
             f"the reference table is of rule version {table['rule_version']}, the rule of {RULE.version}",
-            where=str(path),
+            where="tables/reference.json",
             fix="Run condmis calibrate and ship its reference.json.",
         )
     return table
@@ -111,11 +110,10 @@ def known_drift(base: str) -> KnownDrift:
     Args:
         base: Spec of the base.
     """
-    own = Path(str(resources.files("condmis_interp.calibration"))) / f"reference-{base}.json"
     if base == "personaworld":
         table, what = reference(), "the calibration on persona world"
-    elif "/" not in base and own.is_file():
-        table, what = read_json(own), f"the calibration on {base}"
+    elif table := shipped(f"reference-{base}"):
+        what = f"the calibration on {base}"
     else:
         return KnownDrift()
     of = drifts_in(table)
@@ -124,7 +122,7 @@ def known_drift(base: str) -> KnownDrift:
 
 def development(base: str) -> dict[str, Any]:
     """Returns what was found on the development seeds of a base, the drift above all; nothing for another base."""
-    table = read_json(Path(str(resources.files("condmis_interp.calibration") / "development.json")))
+    table = shipped("development")
     return table if table["base"] == base else {}
 
 
