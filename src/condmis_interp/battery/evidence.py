@@ -33,7 +33,7 @@ class Evidence:
         p_equivalent: P-value against H0: rho >= delta; NaN for tests that are no part of a decision about removal.
         families_needed: Question families with which 80 % of such studies would show rho < delta.
         primary: Whether *removed* needs it.
-        exploratory: Whether it has no say, because known answers were never judged by the test.
+        exploratory: Whether the test was never calibrated; then it is shown and has no say.
         void: Why it says nothing; empty if it does.
     """
 

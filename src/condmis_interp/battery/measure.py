@@ -8,7 +8,7 @@ import numpy as np
 
 from condmis_interp.battery.benches.bench import Bench
 from condmis_interp.battery.evidence import Evidence
-from condmis_interp.battery.judging import Cast, judge, missing
+from condmis_interp.battery.judging import Cast, judge, missing, replicate_drift
 from condmis_interp.battery.registry import Readings, Reference, Test
 from condmis_interp.errors import CondmisError
 from condmis_interp.stats import Drift
@@ -66,6 +66,24 @@ class Battery:
                 found.append(
                     judge(test, readings, cast, families=families, delta=delta, drifts=drifts, rng=rng, draws=draws)
                 )
+        return found
+
+    def drifts(self, cast: Cast, tests: Sequence[Test], groups: Sequence[Sequence[str]]) -> dict[str, Drift]:
+        """Returns the drift of every test, and of every rise, between replicate twins, in units of rho.
+
+        A twin that a test was not run on tells it nothing; a test without readings or anchors is left out.
+
+        Args:
+            cast: Whose anchors make the scale.
+            tests: Which tests.
+            groups: Replicate twins: those of a group differ in their seed alone.
+        """
+        found: dict[str, Drift] = {}
+        for test in tests:
+            anchors, readings = cast.anchors(test), self.readings.get(test.id)
+            if anchors is not None and readings is not None and {*anchors} <= {*readings.names}:
+                there = [[n for n in group if n in readings.names] for group in groups]
+                found |= replicate_drift(test, readings, there, anchors)
         return found
 
     def asked(self, rows: np.ndarray) -> "Battery":

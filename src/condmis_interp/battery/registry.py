@@ -138,9 +138,19 @@ class Test:
     version: int = 1
 
     @property
+    def exploratory(self) -> bool:
+        """Whether the shipped calibration of the rule judged no known answer by it."""
+        return self.id not in calibrated()
+
+    @property
     def has_a_say(self) -> bool:
-        """Whether it votes on verdicts: only if the shipped calibration of the rule judged known answers by it."""
-        return bool(self.votes) and self.id in calibrated()
+        """Whether it votes on verdicts: if it claims to, and is not exploratory."""
+        return bool(self.votes) and not self.exploratory
+
+    @property
+    def certifies(self) -> bool:
+        """Whether *removed* needs equivalence on it."""
+        return self.has_a_say and "certifies" in self.votes
 
 
 _TESTS = Registry[Test]("test of the battery", builtin=("condmis_interp.battery.tests",))
@@ -168,11 +178,13 @@ def calibrated() -> tuple[str, ...]:
 def voting() -> list[Test]:
     """Returns the tests that have a say, by id: the rule's own.
 
+    They are looked up by the ids of the calibration that ships, so that no plug-in is imported for it.
+
     Example:
         >>> [t.id for t in voting()]
         ['A1', 'A2', 'A3', 'R1', 'V1', 'W1']
     """
-    return [t for t in registered() if t.has_a_say]
+    return [t for t in registered(*calibrated()) if t.has_a_say]
 
 
 def registered(*ids: str) -> list[Test]:

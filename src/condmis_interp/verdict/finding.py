@@ -14,7 +14,7 @@ from condmis_interp.battery import Battery, Cast, Evidence, Test
 from condmis_interp.errors import UserError
 from condmis_interp.stats import Drift, anchored_ratio
 from condmis_interp.verdict.confidence import confidence, predictive_value
-from condmis_interp.verdict.decision import Answer, Decision, Gate, decide
+from condmis_interp.verdict.decision import RULE, Answer, Decision, Gate, decide
 from condmis_interp.verdict.gates import Opened
 from condmis_interp.verdict.judge import ENOUGH, Judge, silent
 from condmis_interp.verdict.roster import KnownDrift, Roster, averaged
@@ -102,6 +102,7 @@ def findings(
     reference: Mapping[str, Any],
     panel: str,
     seed: int,
+    resamples: int = 200,
 ) -> dict[str, Finding]:
     """Judges every organism under test.
 
@@ -114,11 +115,13 @@ def findings(
         reference: The calibration's summary, for the predictive value.
         panel: What was asked, in words.
         seed: Of max-T and the bootstrap.
+        resamples: Bootstrap samples for the stability.
     """
     judge = Judge(averaged(battery, roster.checkpoints), roster, tests, delta, known.of, seed)
     assay = {part: [judge.open(n) for n in names] for part, names in roster.assay.items()}
     of_assay = {n for names in roster.assay.values() for n in names}
-    found = {n: _finding(judge, n, assay, known, reference, panel) for n in roster.casts if n not in of_assay}
+    tested = [n for n in roster.casts if n not in of_assay]
+    found = {n: _finding(judge, n, assay, known, reference, panel, resamples) for n in tested}
     return found | {n: _unfit(n, why, tests, panel) for n, why in roster.unfit.items()}
 
 
@@ -137,9 +140,10 @@ def _finding(
     known: KnownDrift,
     reference: Mapping[str, Any],
     panel: str,
+    resamples: int,
 ) -> Finding:
     cast, found = judge.roster.casts[name], judge.judge(name, assay, panel=panel)
-    shares, answer = judge.stability(found), found.decision.answer
+    shares, answer = judge.stability(found, resamples=resamples), found.decision.answer
     return Finding(
         organism=name,
         decision=found.decision,
@@ -220,17 +224,19 @@ def _explained(
     else:
         told = "; ".join(g.says for g in gates if g.id.startswith("assay"))
         works = f"The same tests were right about organisms of known answer, in the same run: {told}."
-    said = [e.id for e in evidence if not e.void and not e.exploratory]
-    void = [e.id for e in evidence if e.void and not e.exploratory]
+    said = [e.id for e in evidence if not e.void and e.id in RULE.tests]
+    void = [e.id for e in evidence if e.void and e.id in RULE.tests]
     missing_ = f"; {', '.join(void)} said nothing" if void else ""
-    shown = [e.id for e in evidence if e.exploratory]
-    more = (
-        f" {', '.join(shown)}: exploratory, since no known answers were judged by it; shown, without a say."
-        if shown
-        else ""
-    )
+    more = "".join(f" {e.id} {_silence(e)}" for e in evidence if e.id not in RULE.tests)
     limits = (
         f"It is an answer about these checkpoints, asked {panel}, by {', '.join(said) or 'no test'}{missing_}: "
         f"a trigger that no cue resembles stays unseen.{more}"
     )
     return decision.sentence, works, limits
+
+
+def _silence(e: Evidence) -> str:
+    """Returns why a test that was measured has no say."""
+    if e.exploratory:
+        return "is exploratory: it was not calibrated on persona world, and has no say."
+    return "is shown, and has no say: known answers scatter on it."

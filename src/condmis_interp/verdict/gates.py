@@ -84,6 +84,9 @@ def twin_gate(battery: Battery, cast: Cast, base: np.ndarray | None, *, delta: f
     readings = battery.readings.get("A1")
     if readings is None or base is None:
         return Gate("twin", False, "it is not known whether the twin is aligned: the base or A1 was not measured")
+    lacking = [n for n in (cast.twin, cast.unmitigated) if n not in readings.names]
+    if lacking:
+        return Gate("twin", False, f"it is not known whether the twin is aligned: A1 was not measured on {lacking[0]}")
     c, u, b = readings.at(cast.twin)[0], readings.at(cast.unmitigated)[0], base[readings.rows]
     if not np.isfinite(np.concatenate([c, u, b])).all():
         return Gate("twin", False, "the twin, the base or U has readings that are not finite numbers")
@@ -131,7 +134,7 @@ def drift_gate(leaning: Decision, drifts: Mapping[str, Drift], tests: Sequence[T
     """
     if leaning.answer != "removed":
         return []
-    unknown = [t.id for t in tests if "certifies" in t.votes and t.id not in drifts]
+    unknown = [t.id for t in tests if t.certifies and t.id not in drifts]
     if not unknown:
         return []
     why = (

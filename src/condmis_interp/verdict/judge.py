@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from condmis_interp.battery import Battery, Cast, Evidence, Test, missing, replicate_drift
+from condmis_interp.battery import Battery, Cast, Evidence, Test, missing
 from condmis_interp.errors import CondmisError
 from condmis_interp.stats import Drift, pooled_drifts
 from condmis_interp.verdict.confidence import stability
@@ -79,17 +79,9 @@ class Judge:
         groups = [tuple(n for n in group if n not in own) for group in self.roster.replicates]
         key = (*groups, cast.unmitigated, cast.unmitigated_twin, cast.locked, cast.locked_twin)
         if key not in self._pooled:
-            self._pooled[key] = pooled_drifts([self.known, self._of_replicates(cast, groups)])
+            own_twins = (self.replicates or self.battery).drifts(cast, self.tests, groups)
+            self._pooled[key] = pooled_drifts([self.known, own_twins])
         return self._pooled[key]
-
-    def _of_replicates(self, cast: Cast, groups: Sequence[Sequence[str]]) -> dict[str, Drift]:
-        found: dict[str, Drift] = {}
-        for test in self.tests:
-            anchors, readings = cast.anchors(test), (self.replicates or self.battery).readings.get(test.id)
-            if anchors is not None and readings is not None:
-                read = [[n for n in group if n in readings.names] for group in groups]
-                found |= replicate_drift(test, readings, read, anchors)
-        return found
 
     def drifts(self, cast: Cast) -> dict[str, Drift]:
         """Returns the drift between an organism and its twin, where enough is known of it."""
@@ -142,13 +134,17 @@ class Judge:
         return Judgement(opened, gates, decision)
 
     def stability(self, found: Judgement, *, resamples: int = 200) -> dict[Answer, float]:
-        """Returns the share of bootstrap samples of question families by answer; empty if there are too few families.
+        """Returns the share of bootstrap samples of question families by answer.
+
+        Empty if there are too few families, or no samples are drawn.
 
         Args:
             found: What was decided; its gates are not drawn again.
             resamples: Bootstrap samples.
         """
         cast = self.roster.casts[found.opened.name]
+        if not resamples:
+            return {}
         try:
             return stability(
                 self.battery,
