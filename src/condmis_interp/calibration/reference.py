@@ -8,12 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from condmis_interp.battery import registered
 from condmis_interp.calibration.by_seeds import by_seeds
 from condmis_interp.calibration.drifts import drifts_without
 from condmis_interp.calibration.nulls import null_rates, twin_pairs
+from condmis_interp.calibration.readings import store_readings
 from condmis_interp.calibration.run import (
-    BATTERY,
     CALIBRATION,
     DEVELOPMENT,
     RESAMPLES,
@@ -21,6 +20,7 @@ from condmis_interp.calibration.run import (
     judge_all,
     measure_seeds,
     preregistration,
+    to_calibrate,
 )
 from condmis_interp.calibration.tables import (
     certifying,
@@ -135,6 +135,9 @@ def calibrate(
 ) -> Calibration:
     """Runs the battery over known-answer organisms; goes on where it was.
 
+    Beside the tables it writes `readings.json.gz`, from which another judge can judge the same organisms again without
+    any model (`readings.load_readings`).
+
     Args:
         out: Folder for the pre-registration, finished pieces and results.
         seeds: Seeds of the organisms; at least two, since twins are judged against those of the next seed.
@@ -164,7 +167,8 @@ def calibrate(
         write_json(path, plan)
     started = time.monotonic()
     measured = measure_seeds(seeds, out, base=base)
-    tests = registered(*BATTERY)
+    store_readings(out / "readings.json.gz", measured)
+    tests = to_calibrate()
     with progress("judging", sum(len(m.study.cases) for m in measured), unit="organisms") as step:
         judged = judge_all(measured, delta=delta, resamples=RESAMPLES, known=known, step=step)
     nulls = null_rates(twin_pairs(measured, tests, known=known))

@@ -12,15 +12,15 @@ only twins enter. The confidence of a verdict on an organism of family f is read
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from condmis_interp.battery import Battery, Evidence, calibrated, measure, registered
+from condmis_interp.battery import Battery, Evidence, Test, calibrated, measure, registered
 from condmis_interp.calibration.drifts import drifts_without
-from condmis_interp.calibration.world import Measured, Study, study_of_seed, study_of_twins
+from condmis_interp.calibration.world import KnownAnswer, Measured, Study, study_of_seed, study_of_twins
 from condmis_interp.files import digest
 from condmis_interp.organisms import Member, resolve_base
 from condmis_interp.panel import load_panel
@@ -37,8 +37,6 @@ CALIBRATION = tuple(range(28, 40))
 """Seeds of the reported calibration."""
 RESAMPLES = 200
 """Bootstrap samples for an organism's stability."""
-BATTERY = tuple(sorted({*calibrated(), *(t.id for t in registered() if t.votes)}))
-"""Tests that are calibrated: all that may vote, and those of the table that ships."""
 MARGINS = (0.1, 0.15, 0.2, 0.3)
 QUESTIONS = (12, 24, 48, 72)
 
@@ -70,9 +68,17 @@ class Judged:
     gates: tuple[Gate, ...] = ()
 
 
+def to_calibrate() -> list[Test]:
+    """Returns the tests that a calibration runs: those of the table that ships, and every other that claims a vote.
+
+    So a plug-in's test with votes is measured on the known answers; it has its say once the table that says so ships.
+    """
+    return registered(*sorted({*calibrated(), *(t.id for t in registered() if t.votes)}))
+
+
 def settings_hash(seeds: Sequence[int], delta: float) -> str:
     """Returns the hash of all that determines a calibration: rule, tests, seeds, margin."""
-    return digest([RULE.to_json(), BATTERY, list(seeds), delta])[:16]
+    return digest([RULE.to_json(), [t.id for t in to_calibrate()], list(seeds), delta])[:16]
 
 
 def preregistration(seeds: Sequence[int], delta: float, *, drift: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,8 +92,7 @@ def preregistration(seeds: Sequence[int], delta: float, *, drift: Mapping[str, A
     plan = {
         "rule": RULE.to_json(),
         "tests": [
-            {"id": t.id, "says": t.says, "primary": "certifies" in t.votes, "anchor": t.anchor}
-            for t in registered(*BATTERY)
+            {"id": t.id, "says": t.says, "primary": "certifies" in t.votes, "anchor": t.anchor} for t in to_calibrate()
         ],
         "certifies": "a test whose curve over graded organisms rises by more than rule.rise up to half of U, and whose "
         "drift leaves it rule.power; the primary tests are those that did on the development seeds",
@@ -124,13 +129,12 @@ def measure_twins(
 
 
 def _measured(studies: Iterable[Study], count: int, out: Path) -> list[Measured]:
-    chosen, found = registered(*BATTERY), []
+    chosen, found = to_calibrate(), []
     with progress("measuring benches", count * len(chosen), unit="tests") as step:
         for study in studies:
             pieces = Pieces(out / "pieces", list(study.determined_by))
             battery = measure(study.bench, study.reference, chosen, pieces=pieces, step=step)
-            reference = replace(study.reference, base={}, other={}, other_twin={})
-            found.append(Measured(replace(study, bench=study.bench.of(()), reference=reference), battery))  # no weights
+            found.append(Measured(study.known, battery))  # no weights
     return found
 
 
@@ -159,7 +163,7 @@ def judge_all(
         known: Drift that was found on other seeds.
         step: Called after each organism.
     """
-    tests, found = registered(*BATTERY), []
+    tests, found = to_calibrate(), []
     for m in measured:
         of_base = drifts_without(measured, m.study.seed, tests, known=known) if drifts is None else drifts
         battery = m.battery if rows is None else m.battery.asked(rows)
@@ -174,7 +178,7 @@ def judge_all(
 
 
 def judged(
-    member: Member,
+    member: Member | KnownAnswer,
     judgement: Judgement,
     *,
     truth: str | None = None,
@@ -222,7 +226,7 @@ def base_of(battery: Battery) -> np.ndarray | None:
     return base
 
 
-def _stability(judge: Judge, member: Member, judgement: Judgement, resamples: int) -> Mapping[Answer, float]:
+def _stability(judge: Judge, member: KnownAnswer, judgement: Judgement, resamples: int) -> Mapping[Answer, float]:
     if not resamples or member.truth == "graded" or judgement.decision.answer == "inconclusive":
         return {}
     return judge.stability(judgement, resamples=resamples)
