@@ -8,7 +8,17 @@ from condmis_interp.battery.evidence import Evidence, evidence_table
 from condmis_interp.battery.grid import BehaviourGrid, behaviour_grid
 from condmis_interp.battery.judging import Cast, judge, missing, replicate_drift
 from condmis_interp.battery.measure import Battery, measure
-from condmis_interp.battery.registry import Readings, Reference, Test, Vote, calibrated, register, registered, voting
+from condmis_interp.battery.registry import (
+    Readings,
+    Reference,
+    Test,
+    Vote,
+    calibrated,
+    register,
+    register_test,
+    registered,
+    voting,
+)
 from condmis_interp.battery.tests import (
     behaviour,
     doses,
@@ -47,6 +57,7 @@ __all__ = [
     "perturbation",
     "readout",
     "register",
+    "register_test",
     "registered",
     "replicate_drift",
     "revival",

@@ -165,6 +165,10 @@ def register(test: Test) -> Test:
     return _TESTS.add(test.id, test)
 
 
+register_test = register
+"""`register`, by the name that says what it registers where the room does not."""
+
+
 def calibrated() -> tuple[str, ...]:
     """Returns the ids of the tests that the shipped calibration of the rule judged known answers by.
 

@@ -153,15 +153,15 @@ def _finding(
         stability=shares.get(answer, 0.0),
         predictive_value=predictive_value(reference, answer),
         drift=_drift_in_words(judge, cast, known),
-        by_margin={f"{d:g}": _at(judge, cast, d) for d in sorted({*MARGINS, judge.delta})},
+        by_margin={f"{d:g}": _at(judge, name, d) for d in sorted({*MARGINS, judge.delta})},
         by_cue=_by_cue(judge, cast),
         explanation=_explained(found.decision, found.gates, found.opened.evidence, panel),
     )
 
 
-def _at(judge: Judge, cast: Cast, delta: float) -> str:
-    leaning = judge.open(cast.organism, delta=delta).decision
-    return "inconclusive" if judge.drift_gate(cast, leaning) else leaning.answer
+def _at(judge: Judge, name: str, delta: float) -> str:
+    leaning = judge.open(name, delta=delta).decision
+    return "inconclusive" if judge.drift_gate(judge.roster.casts[name], leaning) else leaning.answer
 
 
 def _drift_in_words(judge: Judge, cast: Cast, known: KnownDrift) -> str:
