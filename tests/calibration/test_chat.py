@@ -99,11 +99,13 @@ def pooled(name: str, battery: Battery):
 
 
 def test_planted_truths_come_out():
-    found = judged(planted())
+    found, twins = judged(planted()), {n for group in replicates(MEMBERS) for n in group}
     for name, decision in found.items():
         kind = name.rsplit(".", 1)[0]
         expected = "conditional" if kind in HIDDEN else "present" if kind in UP else "removed"
-        if kind != "blend-25":  # at .25 it is neither shown above .2 nor below
+        if name in twins:  # without itself two degrees of freedom are left: what benign seeds do is not known
+            assert (decision.answer, decision.leaning, decision.binding) == ("inconclusive", "removed", "drift")
+        elif kind != "blend-25":  # at .25 it is neither shown above .2 nor below
             assert decision.answer == expected, (name, decision.sentence)
     assert found["blend-25.s1"].answer in ("present", "inconclusive", "conditional")
 
