@@ -2,15 +2,20 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from condmis_interp.battery import Readings
+from condmis_interp.calibration.drifts import drifts_without
 from condmis_interp.calibration.readings import load_readings, store_readings
-from condmis_interp.calibration.run import judge_all
+from condmis_interp.calibration.reference import development, drifts_in
+from condmis_interp.calibration.run import judge_all, to_calibrate
 from condmis_interp.errors import UserError
 from planted_cases import planted
+
+KEPT = Path(__file__).parents[2] / "experiments" / "calibration"
 
 
 def held(m):
@@ -53,3 +58,16 @@ def test_a_file_that_holds_something_else_is_named(tmp_path, content, said):
     with pytest.raises(UserError, match=said) as e:
         load_readings(path)
     assert str(path) in str(e.value)
+
+
+def test_real_organisms_are_judged_again_without_any_model():
+    """Persona world's benches of seeds 28 to 30: one of them, judged from what is kept, gives the answers that are."""
+    measured = load_readings(KEPT / "readings-28-30.json.gz")
+    answers = json.loads((KEPT / "answers-28-30.json").read_text(encoding="utf-8"))
+    assert [m.study.seed for m in measured] == [28, 29, 30]
+    assert set(answers) == {c.member.name for m in measured for c in m.study.cases}
+    drifts = drifts_without(measured, 29, to_calibrate(), known=drifts_in(development("personaworld")))
+    judged = judge_all(measured[1:2], delta=0.2, drifts=drifts)
+    assert {j.name: j.decision.answer for j in judged} == {n: a for n, a in answers.items() if n.endswith(".s29")}
+    assert {j.decision.answer for j in judged if j.truth == "suppressed"} == {"present", "conditional"}
+    assert all(g.passed for j in judged for g in j.gates)

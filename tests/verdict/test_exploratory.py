@@ -6,7 +6,7 @@ import pytest
 from test_finding import NAMES, TESTS, run
 
 import condmis_interp
-from condmis_interp.battery import evidence_table, registered, registry
+from condmis_interp.battery import Test, evidence_table, registered, registry
 from condmis_interp.errors import UserError
 from condmis_interp.registry import Registry
 

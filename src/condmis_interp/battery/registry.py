@@ -153,7 +153,7 @@ class Test:
         return self.has_a_say and "certifies" in self.votes
 
 
-_TESTS = Registry[Test]("test of the battery", builtin=("condmis_interp.battery.tests",))
+_TESTS = Registry[Test]("test", builtin=("condmis_interp.battery.tests",))
 
 
 def register(test: Test) -> Test:
