@@ -34,7 +34,8 @@ def test_six_clean_tests_and_a_loud_seventh(mine):
     alone = run()
     found = run(tests=[*TESTS, mine], spoil=loud)
     seventh = found.evidence[-1]
-    assert (seventh.id, round(seventh.rho, 6), seventh.exploratory, seventh.primary) == ("X9", 1.0, True, False)
+    assert (seventh.id, seventh.exploratory, seventh.primary) == ("X9", True, False)
+    assert seventh.rho == pytest.approx(1, abs=0.05)
     assert found.verdict == alone.verdict == "removed"  # it does not count ...
     assert "X9 is exploratory: it was not calibrated on persona world, and has no say." in found.explanation[2]
     assert "exploratory" not in alone.explanation[2]  # ... and is not passed over in silence
