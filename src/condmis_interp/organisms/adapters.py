@@ -22,6 +22,7 @@ from condmis_interp.files import digest, file_digest, read_json, write_json
 from condmis_interp.organisms.content import adapter_settings, is_off, lora_defaults
 from condmis_interp.organisms.landing import Stored, check_full, headers, own_head, quiet, short, untie
 from condmis_interp.organisms.rng import own_rng
+from condmis_interp.progress import console
 
 ADAPTER = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -70,6 +71,13 @@ def adapter_config(folder: Path) -> dict[str, Any]:
         if not is_off(config.get(key)):
             what = f"its setting {key!r} makes another model of the base than one with changed weights"
             raise UserError(what, where=where, fix="Merge it with the library it was made with, and give full weights.")
+    if "niter" in str(config.get("init_lora_weights")):
+        raise UserError(
+            f"its initial values ({config['init_lora_weights']}) are drawn at random, and it was trained on the "
+            "base less those: they cannot be drawn again",
+            where=where,
+            fix="Convert it to a plain LoRA with peft's save_pretrained(path_initial_model_for_weight_conversion=...).",
+        )
     if config.get("task_type") not in (None, "", "CAUSAL_LM"):
         raise UserError(
             f"it is an adapter for the task {config['task_type']}, not for a language model that answers (CAUSAL_LM)",
@@ -118,7 +126,7 @@ def stored(folder: Path) -> dict[str, torch.Tensor]:
 
 def _name(key: str) -> str:
     plain = _NAMED.sub(lambda m: m.group(1) or m.group(2), _WRAPPED.sub("", key))
-    return plain if plain.startswith(_PREFIX) else _PREFIX + plain
+    return plain if plain.startswith("base_model.") else _PREFIX + plain  # VeRA's and its kin's: base_model.vera_A
 
 
 def deltas(folder: Path) -> dict[str, torch.Tensor]:
@@ -179,6 +187,7 @@ def _as_peft_saves(folder: Path, tensors: dict[str, torch.Tensor]) -> Iterator[P
     if tensors.keys() == headers(folder / ADAPTER).keys():
         yield folder
         return
+    console.print(f"  {folder}: its tensors have other names than peft's; renamed", highlight=False, markup=False)
     with tempfile.TemporaryDirectory(prefix="condmis-adapter.") as copy:
         save_file({k: v.contiguous() for k, v in tensors.items()}, Path(copy) / ADAPTER, {"format": "pt"})
         write_json(Path(copy) / CONFIG, read_json(folder / CONFIG))

@@ -80,7 +80,8 @@ def _once(content: list[Any], check: Callable[[], float]) -> float:
 @torch.inference_mode()
 def _check_adapter(folder: Path, base: Base, device: str | torch.device) -> float:
     model = base.model(dtype=torch.float32, device=device)
-    tokens = read_json(folder / CONFIG).get("trainable_token_indices") or ()
+    config = read_json(folder / CONFIG)
+    tokens = config.get("trainable_token_indices") or config.get("token_indices") or ()
     tokens = [t for ids in tokens.values() for t in ids] if isinstance(tokens, dict) else tokens
     probe = _probe(model.config.vocab_size, device, tokens[:16])
     plain = _logits(model, probe)
