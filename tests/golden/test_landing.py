@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from condmis_interp.errors import UserError
+from condmis_interp.errors import CheckError, UserError
 from condmis_interp.organisms import Organism, check_checkpoint, resolve_base
 from condmis_interp.organisms.bases import load_model
 from conftest import tiny_model, tiny_tokenizer
@@ -202,7 +202,7 @@ class TestFolders:
     def test_a_damaged_file(self, base):
         path = base / "model.safetensors"
         path.write_bytes(path.read_bytes()[:-10])
-        with pytest.raises(UserError, match="damaged"):
+        with pytest.raises(CheckError, match="damaged"):
             resolve_base(f"dir:{base}").model(dtype=torch.float32)
 
     @pytest.mark.parametrize("shape", [{"width": 64}, {"layers": 2}])

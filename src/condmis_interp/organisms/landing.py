@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as hf_logging
 
-from condmis_interp.errors import UserError
+from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import read_json
 from condmis_interp.organisms.rng import own_rng
 from condmis_interp.progress import console
@@ -86,7 +86,8 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     """Returns what the files that a model is loaded from hold, by name, from their headers.
 
     Raises:
-        UserError: if a file is missing or damaged.
+        UserError: if a file is missing.
+        CheckError: if a file is damaged.
     """
     stored = {}
     for path in _files(folder):
@@ -108,14 +109,14 @@ def headers(path: Path) -> dict[str, Stored]:
     """Returns what one safetensors file holds, by name, without reading its tensors.
 
     Raises:
-        UserError: if the file is damaged.
+        CheckError: if the file is damaged.
     """
     try:
         with safe_open(path, framework="pt") as f:
             slices = {k: f.get_slice(k) for k in f.keys()}  # noqa: SIM118 - the handle is no mapping
             return {k: Stored(s.get_dtype(), tuple(s.get_shape())) for k, s in slices.items()}
     except (OSError, SafetensorError) as e:
-        raise UserError(f"the file is damaged ({short(e)})", where=str(path), fix="Get it again.") from None
+        raise CheckError(f"the file is damaged ({short(e)})", where=str(path), fix="Get it again.") from None
 
 
 def check_full(stored: dict[str, Stored], where: str) -> None:
