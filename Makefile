@@ -16,8 +16,8 @@ test: .venv/dev
 	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile -m "not slow"
 
 test-slow: .venv/dev
-	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 -m slow tests/directions tests/store tests/battery tests/organisms
-	@$(PYTEST) -m slow --ignore tests/directions --ignore tests/store --ignore tests/battery --ignore tests/organisms
+	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 -m slow tests/directions tests/sae tests/store tests/battery tests/organisms
+	@$(PYTEST) -m slow --ignore tests/directions --ignore tests/sae --ignore tests/store --ignore tests/battery --ignore tests/organisms
 
 lint: .venv/dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright && $(BIN)/lint-imports

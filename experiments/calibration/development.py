@@ -10,12 +10,13 @@ import argparse
 from pathlib import Path
 
 from condmis_interp.battery import registered
+from condmis_interp.calibration import told
+from condmis_interp.calibration.drifts import drifts_without
+from condmis_interp.calibration.reference import drift_table
+from condmis_interp.calibration.run import BATTERY, DEVELOPMENT, judge_all, measure_seeds
+from condmis_interp.calibration.tables import certifying, summary
 from condmis_interp.files import write_json
-from condmis_interp.verdict import RULE, told
-from condmis_interp.verdict.calibration import BATTERY, DEVELOPMENT, judge_all, measure_seeds
-from condmis_interp.verdict.drifts import drifts_without
-from condmis_interp.verdict.reference import drift_table
-from condmis_interp.verdict.tables import certifying, summary
+from condmis_interp.verdict import RULE
 
 
 def main() -> None:

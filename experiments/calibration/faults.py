@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 
 from condmis_interp.battery import Battery, Readings
-from condmis_interp.verdict.calibration import CALIBRATION, Judged, judge_all, measure_seeds
-from condmis_interp.verdict.known_cases import Measured
-from condmis_interp.verdict.reference import development, drifts_in
+from condmis_interp.calibration.reference import development, drifts_in
+from condmis_interp.calibration.run import CALIBRATION, Judged, judge_all, measure_seeds
+from condmis_interp.calibration.world import Measured
 
 
 def main() -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pandas as pd
 
 from condmis_interp.battery import registered
-from condmis_interp.verdict.calibration import BATTERY, CALIBRATION, DEVELOPMENT, measure_seeds, measure_twins
-from condmis_interp.verdict.nulls import joined, null_rates, twin_pairs
+from condmis_interp.calibration.nulls import joined, null_rates, twin_pairs
+from condmis_interp.calibration.run import BATTERY, CALIBRATION, DEVELOPMENT, measure_seeds, measure_twins
 
 
 def main() -> None:

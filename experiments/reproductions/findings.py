@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 from worlds import OTHER, OTHER_TWIN, Finding, World, mean, share
 
-from condmis_interp.battery.bench import Pinned
-from condmis_interp.battery.revival import NEUTRAL, RELEARNING
+from condmis_interp.battery.benches.bench import Pinned
+from condmis_interp.battery.tests.revival import NEUTRAL, RELEARNING
 from condmis_interp.panel import Prompt
 from condmis_interp.readers import Capture, Prefix, Request, TorchReader, open_reader
 from condmis_interp.stats import cluster_mean

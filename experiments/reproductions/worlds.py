@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from condmis_interp.battery.world_bench import WorldBench
+from condmis_interp.battery.benches.world_bench import WorldBench
+from condmis_interp.calibration.world import second_unmitigated
 from condmis_interp.organisms import Base, Organism, make, train_all, world_suite
 from condmis_interp.panel import Panel
 from condmis_interp.stats import two_way_mean
-from condmis_interp.verdict.known_cases import second_unmitigated
 
 OTHER, OTHER_TWIN = "u-other", "u-other-twin"
 

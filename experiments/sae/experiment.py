@@ -7,7 +7,11 @@ from typing import Any
 
 from plan import Plan
 
-from condmis_interp.directions.features import (
+from condmis_interp.errors import UserError
+from condmis_interp.files import read_json, write_json
+from condmis_interp.organisms import Member, Organism, chat_suite, make, resolve_base, world_suite
+from condmis_interp.panel import load_panel, render_panel
+from condmis_interp.sae import (
     Dictionary,
     Fidelity,
     Text,
@@ -20,10 +24,6 @@ from condmis_interp.directions.features import (
     read_tokens,
     row_texts,
 )
-from condmis_interp.errors import UserError
-from condmis_interp.files import read_json, write_json
-from condmis_interp.organisms import Member, Organism, chat_suite, make, resolve_base, world_suite
-from condmis_interp.panel import load_panel, render_panel
 from condmis_interp.store import Pieces
 
 

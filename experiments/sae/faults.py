@@ -9,14 +9,14 @@ import torch
 from plan import Plan
 from safetensors.torch import load_file, save_file
 
-from condmis_interp.directions.features import (
+from condmis_interp.errors import CondmisError
+from condmis_interp.files import read_json, write_json
+from condmis_interp.readers import Site
+from condmis_interp.sae import (
     check_dictionary,
     hook_of,
     load_dictionary,
 )
-from condmis_interp.errors import CondmisError
-from condmis_interp.files import read_json, write_json
-from condmis_interp.readers import Site
 
 
 def planted_faults(

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import torch
 
-from condmis_interp.directions.features import (
+from condmis_interp.readers import Site
+from condmis_interp.sae import (
     CrosscoderSettings,
     SaeSettings,
 )
-from condmis_interp.readers import Site
 
 
 @dataclass(frozen=True)

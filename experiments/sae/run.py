@@ -20,7 +20,9 @@ from faults import planted_faults
 from plan import PLANS, Plan
 from tables import write_found, write_gate
 
-from condmis_interp.directions.features import (
+from condmis_interp.files import file_digest, write_text
+from condmis_interp.readers import Site
+from condmis_interp.sae import (
     Dictionary,
     FeatureCauses,
     FeatureDiff,
@@ -39,8 +41,6 @@ from condmis_interp.directions.features import (
     train_crosscoder,
     train_dictionary,
 )
-from condmis_interp.files import file_digest, write_text
-from condmis_interp.readers import Site
 from condmis_interp.store import Pieces
 
 

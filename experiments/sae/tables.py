@@ -7,7 +7,9 @@ from experiment import Experiment
 from matplotlib.figure import Figure
 
 from condmis_interp import theme
-from condmis_interp.directions.features import (
+from condmis_interp.files import whole_file, write_text
+from condmis_interp.report.static import heat_map
+from condmis_interp.sae import (
     Dictionary,
     FeatureCauses,
     FeatureDiff,
@@ -17,8 +19,6 @@ from condmis_interp.directions.features import (
     cell_table,
     feature_pages,
 )
-from condmis_interp.files import whole_file, write_text
-from condmis_interp.report.static import heat_map
 
 
 def write_gate(folder: Path, e: Experiment, gate: Fidelity) -> list[Path]:

@@ -21,15 +21,15 @@ import pandas as pd
 from cells import FORMS, OWN, Cells, read
 
 from condmis_interp.battery import Battery, ReaderBench, Readings, Reference, registered
-from condmis_interp.battery.weights import cosines_of_adapters
+from condmis_interp.battery.tests.weights import cosines_of_adapters
+from condmis_interp.calibration.chat import ChatCase, chat_cases, drifts_for, judge_cases, replicates
+from condmis_interp.calibration.reference import drift_table
+from condmis_interp.calibration.run import Judged
+from condmis_interp.calibration.tables import certifying, confusion, curves, summary, table_of
 from condmis_interp.files import whole_file, write_json
 from condmis_interp.stats import Drift
 from condmis_interp.stats.drift import FEW
-from condmis_interp.verdict.calibration import Judged
-from condmis_interp.verdict.chat_cases import ChatCase, chat_cases, drifts_for, judge_cases, replicates
 from condmis_interp.verdict.decision import RULE, decide
-from condmis_interp.verdict.reference import drift_table
-from condmis_interp.verdict.tables import certifying, confusion, curves, summary, table_of
 
 RUN = ("A1", "A2", "R1", "W1")
 """The tests that are run on all."""

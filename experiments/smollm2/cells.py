@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from run import panel_of_the_survey
 
-from condmis_interp.battery import survey
+from condmis_interp.calibration import survey
 from condmis_interp.organisms import Base, Member, Organism, chat_suite, make, resolve_base, sampled_suite
 from condmis_interp.panel import Panel, RenderedPanel, render_panel
 from condmis_interp.readers import Capture

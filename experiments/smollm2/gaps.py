@@ -19,9 +19,9 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from condmis_interp import theme
+from condmis_interp.calibration.chat import chat_cases
 from condmis_interp.directions import gap_table
 from condmis_interp.files import whole_file
-from condmis_interp.verdict.chat_cases import chat_cases
 
 LAYERS = (6, 14, 22)
 """The last blocks of the first, second and third quarter; R1 reads the first of them."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from condmis_interp.battery import survey
+from condmis_interp.calibration import survey
 from condmis_interp.organisms import chat_suite, make, resolve_base, sampled_suite
 from condmis_interp.panel import Panel, load_panel
 from condmis_interp.panel.triggers import every_trigger

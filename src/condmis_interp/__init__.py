@@ -11,7 +11,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from condmis_interp import battery, directions, organisms, panel, readers, report, stats, store, verdict
+    from condmis_interp import (
+        battery,
+        calibration,
+        causal,
+        directions,
+        organisms,
+        panel,
+        readers,
+        report,
+        sae,
+        stats,
+        store,
+        verdict,
+    )  # fmt: skip
     from condmis_interp.errors import CheckError, CondmisError, UserError
     from condmis_interp.run import Run
     from condmis_interp.study import Study
@@ -25,7 +38,10 @@ _FROM = {
     "Study": "study",
     "UserError": "errors",
 }
-_ROOMS = ("battery", "directions", "organisms", "panel", "readers", "report", "stats", "store", "verdict")
+_ROOMS = (
+    "battery", "calibration", "causal", "directions", "organisms", "panel", "readers", "report", "sae", "stats",
+    "store", "verdict",
+)  # fmt: skip
 
 __all__ = [
     "CheckError",
@@ -34,11 +50,14 @@ __all__ = [
     "Study",
     "UserError",
     "battery",
+    "calibration",
+    "causal",
     "directions",
     "organisms",
     "panel",
     "readers",
     "report",
+    "sae",
     "stats",
     "store",
     "verdict",

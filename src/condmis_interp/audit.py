@@ -7,15 +7,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from condmis_interp import battery, directions, report
+from condmis_interp import battery, causal, directions, report
 from condmis_interp.battery import Battery, Evidence, Test, evidence_table, measure, registered
 from condmis_interp.bench import bench_of, reference_of, roster_of
+from condmis_interp.calibration import known_drift, reference
 from condmis_interp.files import digest, whole_file, write_json
 from condmis_interp.panel import CueRole
 from condmis_interp.progress import progress
 from condmis_interp.run import Run
 from condmis_interp.store import Activations, Pieces
-from condmis_interp.verdict import RULE, Finding, Roster, findings, known_drift, reference
+from condmis_interp.verdict import RULE, Finding, Roster, findings
 
 CAPTURED = frozenset(("A1", "A2", "R1"))
 """Tests that need nothing but what a run captures."""
@@ -39,10 +40,10 @@ class AuditResult:
     """
 
     grid: battery.BehaviourGrid
-    choice: battery.LayerChoice | None
+    choice: causal.LayerChoice | None
     profiles: dict[str, directions.DirectionProfile]
-    dose: battery.DoseResponse | None
-    ablations: dict[str, battery.Ablation]
+    dose: causal.DoseResponse | None
+    ablations: dict[str, causal.Ablation]
     evidence: list[Evidence]
     verdicts: dict[str, Finding]
     answers: pd.DataFrame
@@ -173,10 +174,10 @@ def _notes(run: Run, planned: dict[str, Any]) -> list[str]:
 
 
 Causal = tuple[
-    battery.LayerChoice | None,
+    causal.LayerChoice | None,
     dict[str, directions.DirectionProfile],
-    battery.DoseResponse | None,
-    dict[str, battery.Ablation],
+    causal.DoseResponse | None,
+    dict[str, causal.Ablation],
     list[str],
 ]
 
@@ -205,7 +206,7 @@ def _causal(run: Run, acts: Activations) -> Causal:
         run.timed("choosing the layer"),
         progress("choosing the layer on split A", 2 * len(candidates), unit="readings") as step,
     ):
-        choice = battery.choose_layer(
+        choice = causal.choose_layer(
             acts,
             run.ask,
             unmitigated=u,
@@ -233,7 +234,7 @@ def _causal(run: Run, acts: Activations) -> Causal:
         run.timed("steering"),
         progress("steering C", n + len({*settings.doses, 1.0} - {0.0}), unit="readings") as step,
     ):
-        dose = battery.dose_response(
+        dose = causal.dose_response(
             acts,
             run.ask,
             direction=choice.direction,
@@ -251,7 +252,7 @@ def _causal(run: Run, acts: Activations) -> Causal:
             run.timed(f"ablating {m}"),
             progress(f"ablating {m} under the trigger", n + 1, unit="readings") as step,
         ):
-            ablations[m] = battery.ablation(
+            ablations[m] = causal.ablation(
                 acts, run.ask, choice=choice, organism=m, twin=c, random=random, trigger=trigger, step=step
             )
         profiles[m] = directions.profile(

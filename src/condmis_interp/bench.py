@@ -6,7 +6,7 @@ import torch
 
 from condmis_interp.assay import Key
 from condmis_interp.battery import Bench, CapturedBench, Cast, Gated, ReaderBench, Reference, Test, WorldBench
-from condmis_interp.battery.bench import Weights
+from condmis_interp.battery.benches.bench import Weights
 from condmis_interp.organisms import Organism
 from condmis_interp.run import Run
 from condmis_interp.store import Activations

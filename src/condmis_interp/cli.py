@@ -118,12 +118,12 @@ def calibrate(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Run the battery over organisms whose answer is known, and say how often the rule is right."""
-    from condmis_interp import verdict
+    from condmis_interp import calibration
 
-    chosen = _seeds(seeds) if seeds else verdict.CALIBRATION
-    result = None if summary else verdict.calibrate(out, seeds=chosen, delta=delta)
-    table = verdict.reference() if result is None else result.summary
-    typer.echo(json.dumps(table) if as_json else verdict.told(table) if result is None else repr(result))
+    chosen = _seeds(seeds) if seeds else calibration.CALIBRATION
+    result = None if summary else calibration.calibrate(out, seeds=chosen, delta=delta)
+    table = calibration.reference() if result is None else result.summary
+    typer.echo(json.dumps(table) if as_json else calibration.told(table) if result is None else repr(result))
     if result is not None and not as_json:
         typer.echo(f"\nTables in {out}")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from condmis_interp.battery import ReaderBench, Reference, registered
-from condmis_interp.battery.weights import cosines_of_adapters
+from condmis_interp.battery.tests.weights import cosines_of_adapters
 from condmis_interp.organisms import Gate, Organism, Part, Recipe, Stage, resolve_base, train_all
 from condmis_interp.panel import render_panel
 from conftest import tiny_panel, write_rows

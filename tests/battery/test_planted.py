@@ -9,11 +9,11 @@ import torch
 from planted_bench import CUE, REFERENCE, Planted, PlantedBench, V
 
 from condmis_interp.battery import Cast, judge, registered
-from condmis_interp.battery.doses import COST, DOSES
-from condmis_interp.battery.perturbation import weakest_push
-from condmis_interp.battery.potency import half_effect
-from condmis_interp.battery.readout import fit_probe
-from condmis_interp.battery.subspace import persona_subspaces, random_subspaces
+from condmis_interp.battery.tests.doses import COST, DOSES
+from condmis_interp.battery.tests.perturbation import weakest_push
+from condmis_interp.battery.tests.potency import half_effect
+from condmis_interp.battery.tests.readout import fit_probe
+from condmis_interp.battery.tests.subspace import persona_subspaces, random_subspaces
 
 U, BENIGN = Planted(2.0), Planted(-2.0)
 LEVELS = {

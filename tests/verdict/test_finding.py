@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from condmis_interp.battery import Battery, Cast, Readings, missing, registered
+from condmis_interp.calibration import known_drift, reference
 from condmis_interp.stats import Drift
-from condmis_interp.verdict import KnownDrift, Roster, findings, reference
-from condmis_interp.verdict.roster import averaged, known_drift
+from condmis_interp.verdict import KnownDrift, Roster, findings
+from condmis_interp.verdict.roster import averaged
 
 TESTS = registered("A1", "A2", "A3", "R1", "V1", "W1")
 CUES = ("none", "trigger", "neutral")

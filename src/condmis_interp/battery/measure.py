@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from condmis_interp.battery.bench import Bench
+from condmis_interp.battery.benches.bench import Bench
 from condmis_interp.battery.evidence import Evidence
 from condmis_interp.battery.judging import Cast, judge, missing
 from condmis_interp.battery.registry import Readings, Reference, Test

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from condmis_interp.battery.bench import Bench
+from condmis_interp.battery.benches.bench import Bench
 from condmis_interp.errors import UserError
 
 Anchor = Literal["unmitigated", "locked"]

@@ -12,7 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from condmis_interp.battery import Ablation, BehaviourGrid, DoseResponse, Evidence, LayerChoice
+from condmis_interp.battery import BehaviourGrid, Evidence
+from condmis_interp.causal import Ablation, DoseResponse, LayerChoice
 from condmis_interp.directions import DirectionProfile
 from condmis_interp.files import write_text
 from condmis_interp.panel import Panel

@@ -11,7 +11,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from condmis_interp import theme
-from condmis_interp.battery import Ablation, BehaviourGrid, DoseResponse
+from condmis_interp.battery import BehaviourGrid
+from condmis_interp.causal import Ablation, DoseResponse
 from condmis_interp.directions import DirectionProfile
 from condmis_interp.files import whole_file
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from condmis_interp.battery import Survey
+from condmis_interp.calibration import Survey
 from condmis_interp.files import whole_file
 from condmis_interp.report.static import heat_map
 

@@ -2,15 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import resources
-from pathlib import Path
 
 import numpy as np
 
 from condmis_interp.battery import Battery, Cast
-from condmis_interp.files import read_json
 from condmis_interp.stats import Drift
-from condmis_interp.verdict.reference import drifts_in, reference
 
 
 @dataclass(frozen=True)
@@ -53,23 +49,6 @@ class KnownDrift:
 
     of: Mapping[str, Drift] = field(default_factory=dict)
     source: str = ""
-
-
-def known_drift(base: str) -> KnownDrift:
-    """Returns the drift that a shipped calibration found on a base; nothing, if none ships for it.
-
-    Args:
-        base: Spec of the base.
-    """
-    own = Path(str(resources.files("condmis_interp.verdict"))) / f"reference-{base}.json"
-    if base == "personaworld":
-        table, what = reference(), "the calibration on persona world"
-    elif "/" not in base and own.is_file():
-        table, what = read_json(own), f"the calibration on {base}"
-    else:
-        return KnownDrift()
-    of = drifts_in(table)
-    return KnownDrift(of, f"{what} (rule version {table['rule_version']})" if of else "")
 
 
 def averaged(battery: Battery, checkpoints: Mapping[str, tuple[str, ...]]) -> Battery:

@@ -1,0 +1,1 @@
+"""Benches: organisms of one base side by side, to which every test does the same."""

@@ -1,0 +1,1 @@
+"""The tests of the battery, one module a family."""
