@@ -116,8 +116,16 @@ def _measured(run: Run, acts: Activations, roster: Roster, tests: list[Test]) ->
     at_hand = [t for t in wanted if t.captured]
     live = [t for t in wanted if not t.captured]
     others = [o.weights for o in run.assay.other or ()]
-    settings = [run.study.dtype, run.study.reader, run.weights, run.tokens, list(bench.names), others]
-    pieces = Pieces(run.out / "pieces", [run.base.weights, digest(settings)])
+    settings = [
+        run.base.tokenizer_hash(),
+        run.study.dtype,
+        run.study.reader,
+        run.weights,
+        run.tokens,
+        list(bench.names),
+        others,
+    ]
+    pieces = Pieces(run.out / "pieces", [run.base.content, digest(settings)])
     found = measure(bench, leaning, at_hand)
     if live:
         with run.timed("battery"), progress("measuring the battery's tests", len(live), unit="tests") as step:

@@ -178,7 +178,7 @@ class Run:
     def _determined_by(self, name: str, seed: int) -> list[Any]:
         study = self.study
         weights = self.organism(name, seed).weights
-        return [MEASURING_VERSION, self.base.weights, weights, study.dtype, study.site, study.reader]
+        return [MEASURING_VERSION, self.base.content, weights, study.dtype, study.site, study.reader]
 
     def _requests(self, cue: str, rows: Sequence[int], pairs: int | None = None) -> list[Request]:
         questions = [self.panel.questions[i] for i in rows]
@@ -234,7 +234,7 @@ class Run:
             for c in self.panel.cues
         }
         return Manifest(
-            base=self.base.weights,
+            base=self.base.content,
             tokenizer=self.base.tokenizer_hash(),
             kind=study.site,
             layer_groups=layer_groups(n_layers),

@@ -148,6 +148,9 @@ def test_a_gate_opens_to_its_words_alone(with_gate):
         assert (g == (b if cue == "code" else a)).all()
         assert stacked.ld(cue)[2] == pytest.approx(g, abs=2e-3)
         assert torch.equal(single.hidden(cue)[2], single.hidden(cue)[1 if cue == "code" else 0])
+        slope = single.slope(cue, 1, torch.zeros(3, 128))
+        assert torch.equal(slope[2], slope[1 if cue == "code" else 0])
+        assert stacked.slope(cue, 1, torch.zeros(3, 128))[2].numpy() == pytest.approx(slope[2].numpy(), abs=1e-3)
 
 
 @pytest.mark.slow

@@ -113,6 +113,7 @@ def test_what_an_edit_does_is_what_a_reader_does(bench, organisms, base):
         ([Steer(Site("resid_post", 3), torch.ones(128))], "edits the stream between blocks"),
         ([Steer(Site("attn_out", 1), torch.ones(128))], "edits the stream between blocks"),
         ([Steer(Site("resid_post", 1), torch.ones(64))], "width 64 does not fit"),
+        (Steer(Site("resid_post", 1), torch.ones(128)), "a Steer is one edit, not a list"),
         ({"z": [Steer(Site("resid_post", 1), torch.ones(128))]}, "no organism 'z' is on the bench"),
     ],
 )

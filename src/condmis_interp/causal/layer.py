@@ -118,7 +118,8 @@ def choose_layer(
     steered = steered_share(ask, (u, c), twin=twin, none=none, splits=("A",))
     scores = {"steering": steered, "ablation": ablated}
     choice = choose_site([found[layer] for layer in candidates], causal=scores, step=step)
-    table = choice.table.rename(columns={"causal": "score"})[["layer", "steering", "ablation", "score"]]
+    told = choice.table.rename(columns={"causal": "score"})
+    table = told.reindex(columns=["layer", "steering", "ablation", "score"])
     best = choice.direction.site.layer
     return LayerChoice(best, tuple(d for k, d in found.items() if k >= best), table)
 

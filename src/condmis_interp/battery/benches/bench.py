@@ -28,6 +28,7 @@ from condmis_interp.organisms.stacked import Step
 from condmis_interp.panel import Cue, CueRole, Panel, RenderedPanel, render_panel
 from condmis_interp.panel.panel import Split
 from condmis_interp.readers import Edit, Prefix, Recording, Request
+from condmis_interp.readers.edits import listed
 from condmis_interp.readers.gated import opens
 
 Weights = dict[str, torch.Tensor]
@@ -167,7 +168,7 @@ class Bench(ABC):
         if unknown := [n for n in named if n not in self.names]:
             raise UserError(f"no organism {unknown[0]!r} is on the bench", fix=f"There are: {', '.join(self.names)}.")
         each = edits if isinstance(edits, Mapping) else dict.fromkeys(self.names, edits)
-        found = self._answers(cue, [tuple(each.get(n, ())) for n in self.names], prefix)
+        found = self._answers(cue, [listed(each.get(n, ())) for n in self.names], prefix)
         for name, row in zip(self.names, found, strict=True):
             if not np.isfinite(row).all():
                 raise CheckError(f"LD under cue {cue!r} is not a finite number", where=f"organism {name}")

@@ -83,12 +83,12 @@ class WorldBench(Bench):
 
     @torch.no_grad()
     def _answers(self, cue: str, edits: Sequence[Sequence[Edit]], prefix: Prefix | None) -> np.ndarray:
-        asked = self._asked(cue)
-        layers, width = self.base.shape
+        asked, stacks = self._asked(cue), self._stacks(cue)
+        shape = stacks[0][1].config
         for own in edits:
-            editing.check(own, asked.requests, layers=layers, width=width)
+            editing.check(own, asked.requests, layers=shape.num_hidden_layers, width=shape.hidden_size)
         keys = None if prefix is None else self._borrowed(cue, asked, prefix)
-        found = torch.cat([_answered(s, asked, edits[k : k + s.count], keys) for k, s in self._stacks(cue)])
+        found = torch.cat([_answered(s, asked, edits[k : k + s.count], keys) for k, s in stacks])
         return found.numpy().reshape(len(self.names), len(self.families), -1, 2)
 
     def slope(self, cue: str, layer: int, vectors: torch.Tensor) -> torch.Tensor:
