@@ -6,7 +6,7 @@ import pytest
 
 from condmis_interp import cli
 from condmis_interp.errors import CheckError
-from test_run import finished, write_study  # noqa: F401 - a finished run
+from trained import finished, write_study  # noqa: F401 - a finished run
 
 
 def run(monkeypatch, capsys, *args) -> tuple[int, str, str]:
