@@ -6,7 +6,6 @@ import pytest
 
 from condmis_interp import cli
 from condmis_interp.errors import CheckError
-from trained import finished, write_study  # noqa: F401 - a finished run
 
 
 def run(monkeypatch, capsys, *args) -> tuple[int, str, str]:
@@ -77,7 +76,7 @@ def test_debug_shows_the_traceback(monkeypatch, capsys):
     cli._state["debug"] = False
 
 
-def test_audit_and_report_end_to_end(finished, monkeypatch, capsys):  # noqa: F811
+def test_audit_and_report_end_to_end(finished, monkeypatch, capsys):
     folder, study, _ = finished
     code, out, _ = run(monkeypatch, capsys, "audit", study, "--out", folder / "run")
     assert code == 0

@@ -1,14 +1,10 @@
-"""A study of tiny organisms that are trained, and a finished audit of it."""
+"""A study of tiny organisms that are trained."""
 
 import json
-import os
 from pathlib import Path
 
-import pytest
 import yaml
 
-from condmis_interp.auditing import audit
-from condmis_interp.study import Study
 from conftest import tiny_panel
 
 
@@ -61,18 +57,3 @@ def write_study(folder: Path, base_folder: Path, **changes) -> Path:
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(study | changes))
     return path
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, tiny_base_folder):
-    """A finished run, with the home it used."""
-    folder = tmp_path_factory.mktemp("finished")
-    before = os.environ.get("CONDMIS_HOME")
-    os.environ["CONDMIS_HOME"] = str(folder / "home")
-    study = write_study(folder, tiny_base_folder)
-    result = audit(Study.from_yaml(study).open(folder / "run"))
-    yield folder, study, result
-    if before is None:
-        del os.environ["CONDMIS_HOME"]
-    else:
-        os.environ["CONDMIS_HOME"] = before

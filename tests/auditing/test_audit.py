@@ -1,6 +1,7 @@
-"""The audit on a study of random models: the controls, the plan, and what it says when something is wrong or missing."""
+"""The audit on a study of random models: controls, the plan, and what it says when something is wrong or missing."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +11,10 @@ import yaml
 
 from condmis_interp.auditing import audit, controls, prepare
 from condmis_interp.auditing.casting import bench_of, roster_of
+from condmis_interp.auditing.plan import preregister
 from condmis_interp.battery import Gated, registry
 from condmis_interp.errors import CheckError, UserError
-from condmis_interp.files import write_json
+from condmis_interp.files import digest, write_json
 from condmis_interp.organisms import Gate, Organism, Part, Recipe, Stage, change_norm, combination
 from condmis_interp.readers import PassReader, Request, open_reader
 from condmis_interp.study import OrganismSpec, RecipeSpec, Study
@@ -208,8 +210,26 @@ class TestPlan:
 
         monkeypatch.setattr(PassReader, "measure", measure)
         with pytest.raises(CheckError):
-            run.capture()
+            audit(run)
         assert there == [True]
+
+    def test_what_was_captured_first_by_the_same_study_takes_nothing_from_it(self, place, tmp_path):
+        made = study(place)
+        made.open(tmp_path / "run").capture()
+        run = made.model_copy(update={"workers": 2}).open(tmp_path / "run")
+        assert prepare(run)[1]["before_reading"]
+        (tmp_path / "run" / "preregistration.json").unlink()
+        assert not prepare(study(place, delta=0.3).open(tmp_path / "run"))[1]["before_reading"]
+
+    def test_a_plan_of_version_1_in_letters_is_the_same_plan(self, audited, tmp_path):
+        (plan,) = json.loads((audited[1] / "preregistration.json").read_text())["plans"]
+        letters = {"unmitigated": "U", "mitigated": "M", "twin": "C"}
+        old = {("assay" if k == "controls" else k): v for k, v in plan["plan"].items()}
+        old |= {"roles": {name: letters[role] for name, role in old["roles"].items()}}
+        plans = [{"hash": digest(old), "before_reading": True, "plan": old}]
+        write_json(tmp_path / "preregistration.json", {"schema": 1, "plans": plans})
+        told = preregister(tmp_path, plan["plan"], read=True)
+        assert told == {"file": "preregistration.json", "hash": digest(old), "before_reading": True, "plans": 1}
 
     def test_it_says_what_was_planned_and_its_hash(self, audited):
         _, out, _ = audited
@@ -220,8 +240,6 @@ class TestPlan:
         assert sorted(set(plan["plan"]["splits"].values())) == ["A", "B", "C"]
 
     def test_a_change_after_reading_is_kept_and_told(self, place, audited, tmp_path):
-        import shutil
-
         shutil.copytree(audited[1], tmp_path / "run")
         result = audit(study(place, delta=0.3).open(tmp_path / "run"))
         assert any("plan was changed after something had been read" in n for n in result.notes)

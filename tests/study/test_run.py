@@ -19,7 +19,7 @@ from condmis_interp.auditing import audit
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.store import Shards
 from condmis_interp.study import Study
-from trained import finished, write_study  # noqa: F401 - a finished run
+from trained import write_study
 
 
 def marks(*folders: Path) -> dict[Path, int]:

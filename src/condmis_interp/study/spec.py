@@ -56,7 +56,7 @@ class OrganismSpec(BaseModel):
         role: `base`, `unmitigated`, `mitigated` (under test), `twin`, `locked`, `graded` or `second-domain`, or its
             letter (`study/roles.py` has all of them).
         recipe: How to train it; for all but a base and a twin.
-        twin_of: For a twin, the organism whose twin it is. Trained from that one's `recipe.twin()`, unless weights are given.
+        twin_of: For a twin, whose twin it is. Trained from that one's `recipe.twin()`, unless weights are given.
         adapter: A PEFT adapter folder to load instead of training, or a list of them that are merged in this order;
             relative to the study file.
         checkpoint: Full weights to load instead of training: a folder, relative to the study file, or
