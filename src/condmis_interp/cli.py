@@ -156,7 +156,7 @@ def _seeds(text: str) -> list[int]:
 
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="Folder of an audited run.", metavar="RUN")]) -> None:
-    """Write the report of a run again, from what the run holds; check that nothing of it is damaged, measure nothing."""
+    """Write the report of a run again, from what the run holds; check it for damage, measure nothing."""
     if not run.is_dir():
         raise UserError("there is no such run folder", where=str(run))
     from condmis_interp.report import report_again

@@ -281,7 +281,8 @@ class _Maker:
         other = _OTHER.get(_last(part.rows))
         if other is None:
             raise _CannotError(
-                f"no other narrow domain is known for row set {part.rows!r}; give a second U with role second-domain and its twin"
+                f"no other narrow domain is known for row set {part.rows!r}; give an organism "
+                "with role second-domain and its twin"
             )
         return part.model_copy(update={"rows": _beside(part.rows, other), "systems": (_OTHER_FORM[self.world],)})
 
