@@ -42,8 +42,8 @@ _FROM = {
     "audit": "auditing",
 }
 _ROOMS = (
-    "auditing", "battery", "calibration", "causal", "directions", "organisms", "panel", "readers", "report", "sae", "stats",
-    "store", "study", "verdict",
+    "auditing", "battery", "calibration", "causal", "directions", "organisms", "panel", "readers", "report", "sae",
+    "stats", "store", "study", "verdict",
 )  # fmt: skip
 
 __all__ = [

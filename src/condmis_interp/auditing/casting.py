@@ -11,6 +11,7 @@ from condmis_interp.organisms import Base, Organism
 from condmis_interp.panel import RenderedPanel
 from condmis_interp.store import Activations
 from condmis_interp.study import Study
+from condmis_interp.study.roles import CONTROL
 from condmis_interp.study.run import Key
 from condmis_interp.verdict import Roster
 from condmis_interp.world import parse_world
@@ -22,7 +23,7 @@ _MADE_AS = {"suppressed": "gated", "graded": "blend", "benign": "norm-matched", 
 def label(key: Key) -> str:
     """Returns what a checkpoint is called on the bench: name and seed, or the name alone for a control organism."""
     name, seed = key
-    return name if name.startswith("assay-") else f"{name}.s{seed}"
+    return name if name.startswith(CONTROL) else f"{name}.s{seed}"
 
 
 def bench_of(

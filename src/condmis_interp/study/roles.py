@@ -28,6 +28,8 @@ LETTERS: dict[str, RoleName] = {
     "D": "graded",
     "O": "second-domain",
 }
+CONTROL = "assay-"
+"""What the names of control organisms begin with: the word of version 0.1.0, so that what was made then is found."""
 ONE_OF: dict[RoleName, str] = {
     "unmitigated": "the 1 of the scale",
     "locked": "the anchor of revival",

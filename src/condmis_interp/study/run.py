@@ -32,6 +32,8 @@ from condmis_interp.store import (
     layer_groups,
     plan,
 )
+from condmis_interp.store.manifest import MANIFEST, read_manifest
+from condmis_interp.study.roles import CONTROL
 from condmis_interp.study.spec import Study
 
 Key = tuple[str, int]
@@ -205,9 +207,12 @@ class Run:
         return digest([settings, {str(k): o.weights for k, o in self.read.items() if k not in self._controls}])
 
     def capture(self) -> Activations:
-        """Measures every shard that is not there yet: log-probs of all answers, activations at every layer."""
+        """Measures every shard that is not there yet: log-probs of all answers, activations at every layer.
+
+        Control organisms that an audit has read stay in the store.
+        """
         folder, manifest = self.out / "activations", self._store_manifest()
-        if not holds(folder, manifest):
+        if not self._read_already(folder, manifest):
             if not any(folder.rglob("*.safetensors")):
                 self.note({"first_read": self._determining()})
             with self.timed("capture"), StoreWriter(folder, manifest) as writer:
@@ -227,6 +232,17 @@ class Run:
                         step(planned.count)
         self.note({})
         return Activations.open(folder, verify="used")
+
+    def _read_already(self, folder: Path, manifest: Manifest) -> bool:
+        """Returns whether a store holds what the manifest says, and beside it nothing but an audit's controls."""
+        if self._controls or not (folder / MANIFEST).is_file():
+            return holds(folder, manifest)
+        there = read_manifest(folder)
+        own = {
+            "shards": tuple(s for s in there.shards if not s.organism.startswith(CONTROL)),
+            "weights": {name: w for name, w in there.weights.items() if not name.startswith(CONTROL)},
+        }
+        return there.model_copy(update=own) == manifest and holds(folder, there)
 
     def _store_manifest(self) -> Manifest:
         """Returns what the run's store is to hold."""

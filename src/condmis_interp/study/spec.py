@@ -28,7 +28,7 @@ from condmis_interp.panel import Cue, CueRole, Panel, load_panel
 from condmis_interp.panel.cue import Name
 from condmis_interp.readers import Capture, Library, Position, SiteKind
 from condmis_interp.study.apart import check_apart
-from condmis_interp.study.roles import ONE_OF, Role, RoleName, asked, twin_of, zero_of
+from condmis_interp.study.roles import CONTROL, ONE_OF, Role, RoleName, asked, twin_of, zero_of
 from condmis_interp.world import parse_world
 
 if TYPE_CHECKING:
@@ -223,9 +223,9 @@ class Study(BaseModel):
                 raise ValueError(f"a study has at most one organism with role {role!r} ({what})")
         if not self.mitigated:
             raise ValueError("a study needs an organism with role 'mitigated' (the one under test)")
-        if taken := [n for n in names if n.startswith("assay-")]:
+        if taken := [n for n in names if n.startswith(CONTROL)]:
             raise ValueError(
-                f"organism {taken[0]!r} has a name that control organisms have; names do not begin with 'assay-'"
+                f"organism {taken[0]!r} has a name that control organisms have; names do not begin with {CONTROL!r}"
             )
         return self
 
