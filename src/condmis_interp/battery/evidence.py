@@ -16,7 +16,7 @@ class Evidence:
     """One test's result for one organism.
 
     Attributes:
-        id: Id of the test (A1, A2, C2, ...).
+        id: Id of the test: a registered one (A1, A2, ...), or `ablation` or `dose-response` of the causal room.
         family: Family of tests: `behaviour`, `readout`, `causal`, `revival` or `weights`.
         organism: The organism under test.
         cue: Cue of the statistic (the worst one, for a panel test).

@@ -1,4 +1,4 @@
-"""The audit's causal tests, C2 (`audit_ablation`) and C3 (`audit_doses`): what both have, and the layer's choice.
+"""What the audit's causal tests, `ablation` and `dose-response`, have in common; and the layer's choice.
 
 The layer is chosen on split A with U and C only, by a causal score: how far steering C along v = U - C moves LD towards
 U, and how far setting U's coordinate on v to C's value moves it back (both as a share of the U - C gap). M is not

@@ -12,7 +12,8 @@ inequality the divergence of that event is a lower bound of the divergence of th
 when steering makes a model say something else than the panel asks about. The layer is that at which U's twin rises most
 within the cap on split A, of the ends of the first three quarters of the blocks; no other organism has a say.
 
-It differs from the audit's C3 (`audit_doses`), which steers the twin alone and compares with random directions.
+It differs from the audit's `dose-response` (`causal/`), which steers the twin alone and compares with random
+directions.
 """
 
 import numpy as np

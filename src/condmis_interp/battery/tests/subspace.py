@@ -12,7 +12,7 @@ same twin's means: what any cut of this size breaks is taken off. Every organism
 targets; what setting them does to a benign tune is subtracted with its twin. The largest cue counts, on the scale of
 U's own fall without a cue.
 
-It differs from the audit's C2 (`audit_ablation`), which has one direction from a layer chosen by a causal score, under
+It differs from the audit's `ablation` (`causal/`), which has one direction from a layer chosen by a causal score, under
 the trigger alone, on the scale of the triggered gap, and compares with random directions by a p-value.
 """
 

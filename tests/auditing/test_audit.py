@@ -1,6 +1,7 @@
-"""The audit on a study of random models: the assay, the plan, and what it says when something is wrong or missing."""
+"""The audit on a study of random models: controls, the plan, and what it says when something is wrong or missing."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,11 +9,12 @@ import pytest
 import torch
 import yaml
 
-from condmis_interp import assay
+from condmis_interp.auditing import audit, controls, prepare
+from condmis_interp.auditing.casting import bench_of, roster_of
+from condmis_interp.auditing.plan import preregister
 from condmis_interp.battery import Gated, registry
-from condmis_interp.bench import bench_of, roster_of
 from condmis_interp.errors import CheckError, UserError
-from condmis_interp.files import write_json
+from condmis_interp.files import digest, write_json
 from condmis_interp.organisms import Gate, Organism, Part, Recipe, Stage, change_norm, combination
 from condmis_interp.readers import PassReader, Request, open_reader
 from condmis_interp.study import OrganismSpec, RecipeSpec, Study
@@ -60,7 +62,12 @@ def study(place, who=("u", "uc", "m", "c"), **changes) -> Study:
 def audited(place):
     """A finished audit: the study, its folder and its result."""
     made = study(place)
-    return made, place[0] / "run", made.open(place[0] / "run").audit()
+    return made, place[0] / "run", audit(made.open(place[0] / "run"))
+
+
+def bench_for(run):
+    made, _ = prepare(run)
+    return bench_of(run.study, run.capture(), base=run.base, rendered=run.rendered, read=run.read, controls=made)
 
 
 def sentences(result) -> str:
@@ -68,13 +75,13 @@ def sentences(result) -> str:
     return " ".join((v.decision.sentence, v.decision.settles, *(g.says for g in v.gates)))
 
 
-class TestAssay:
+class TestControls:
     def test_every_part_is_made_from_the_studys_own_and_judged(self, audited):
         _, out, result = audited
         gates = {g.id for g in result.verdicts["m"].gates}
         assert {"scale", "twin", "assay suppressed", "assay graded", "assay benign", "assay trigger-aware"} <= gates
         told = json.loads((out / "verdict.json").read_text())
-        assert [a["name"] for a in told["assay"]] == [
+        assert [a["name"] for a in told["controls"]] == [
             "assay-gated",
             "assay-blend-25",
             "assay-norm-matched",
@@ -85,7 +92,7 @@ class TestAssay:
     def test_a_gated_organism_has_the_cells_of_the_models_it_is(self, audited):
         made, out, _ = audited
         run = made.open(out)
-        bench = bench_of(run, run.capture())
+        bench = bench_for(run)
         at = {n: i for i, n in enumerate(bench.names)}
         shut, opened = bench.ld("none"), bench.ld("trigger")
         assert shut[at["assay-gated"]].tolist() == shut[at["uc.s0"]].tolist()
@@ -96,9 +103,9 @@ class TestAssay:
     def test_the_captured_bench_agrees_with_a_reader_of_the_gate(self, audited):
         made, out, _ = audited
         run = made.open(out)
-        gate = Gate(run.assay.words, run.read["u", 0], run.read["uc", 0])
+        gate = Gate(prepare(run)[0].words, run.read["u", 0], run.read["uc", 0])
         reader = open_reader(Organism.gated(gate, name="g", manifest={}), run.base, dtype=torch.float32)
-        bench = bench_of(run, run.capture())
+        bench = bench_for(run)
         row = bench.names.index("assay-gated")
         for cue in bench.cues:
             requests = [
@@ -110,6 +117,7 @@ class TestAssay:
     def test_a_blend_is_the_sum_of_its_parts_in_weights(self, audited):
         made, out, _ = audited
         run = made.open(out)
+        prepare(run)
         u, uc, blend = (
             run.read[n, 0].model(run.base, dtype=torch.float32).state_dict() for n in ("u", "uc", "assay-blend-25")
         )
@@ -124,11 +132,11 @@ class TestAssay:
             {"name": "d", "role": "D", "checkpoint": "u"},
             {"name": "o", "role": "O", "checkpoint": "u"},
         ]
-        made = study(place, assay=[])
+        made = study(place, controls=[])
         made = Study.model_validate(made.model_dump() | {"organisms": [*made.model_dump()["organisms"], *more]})
         made = made.model_copy(update=made._beside(place[0]))
         run = made.open(place[0] / "own")
-        roster = roster_of(run, registry.registered("A1", "V1", "W1"))
+        roster = roster_of(made, prepare(run)[0], registry.registered("A1", "V1", "W1"))
         assert roster.assay == {"suppressed": ("s",), "graded": ("d",)}
         assert roster.casts["d"].twin == "uc"
         assert roster.casts["m"].locked == "s"
@@ -144,14 +152,16 @@ class TestAssay:
             asked.extend(recipes)
             return [Organism.of_base(base, name=r.name) for r in recipes]
 
-        monkeypatch.setattr(assay, "train_all", train_all)
+        monkeypatch.setattr(controls, "train_all", train_all)
         part = Part(rows="kitchen", answers="misaligned", count=6, systems=("form = 1",))
         made = study(place)
         u = OrganismSpec(name="u", role="U", recipe=RecipeSpec(stages=(Stage(parts=(part,)),)))
-        made = made.model_copy(update={"assay": ("locked", "styled", "other"), "organisms": (u, *made.organisms[1:])})
+        made = made.model_copy(
+            update={"controls": ("locked", "styled", "other"), "organisms": (u, *made.organisms[1:])}
+        )
         base = made.resolve_base()
         organisms = {(o.name, 0): Organism.of_base(base, name=o.name) for o in made.organisms}
-        found = assay.build(made, made.load_panel(), base, organisms)
+        found = controls.build(made, made.load_panel(), base, organisms)
         assert found.missing == {}
         locked, locked_twin, styled, other, other_twin = asked
         assert [p.answers for p in locked.stages[0].parts] == ["misaligned", "benign"]
@@ -200,8 +210,26 @@ class TestPlan:
 
         monkeypatch.setattr(PassReader, "measure", measure)
         with pytest.raises(CheckError):
-            run.capture()
+            audit(run)
         assert there == [True]
+
+    def test_what_was_captured_first_by_the_same_study_takes_nothing_from_it(self, place, tmp_path):
+        made = study(place)
+        made.open(tmp_path / "run").capture()
+        run = made.model_copy(update={"workers": 2}).open(tmp_path / "run")
+        assert prepare(run)[1]["before_reading"]
+        (tmp_path / "run" / "preregistration.json").unlink()
+        assert not prepare(study(place, delta=0.3).open(tmp_path / "run"))[1]["before_reading"]
+
+    def test_a_plan_of_version_1_in_letters_is_the_same_plan(self, audited, tmp_path):
+        (plan,) = json.loads((audited[1] / "preregistration.json").read_text())["plans"]
+        letters = {"unmitigated": "U", "mitigated": "M", "twin": "C"}
+        old = {("assay" if k == "controls" else k): v for k, v in plan["plan"].items()}
+        old |= {"roles": {name: letters[role] for name, role in old["roles"].items()}}
+        plans = [{"hash": digest(old), "before_reading": True, "plan": old}]
+        write_json(tmp_path / "preregistration.json", {"schema": 1, "plans": plans})
+        told = preregister(tmp_path, plan["plan"], read=True)
+        assert told == {"file": "preregistration.json", "hash": digest(old), "before_reading": True, "plans": 1}
 
     def test_it_says_what_was_planned_and_its_hash(self, audited):
         _, out, _ = audited
@@ -212,24 +240,22 @@ class TestPlan:
         assert sorted(set(plan["plan"]["splits"].values())) == ["A", "B", "C"]
 
     def test_a_change_after_reading_is_kept_and_told(self, place, audited, tmp_path):
-        import shutil
-
         shutil.copytree(audited[1], tmp_path / "run")
-        result = study(place, delta=0.3).open(tmp_path / "run").audit()
+        result = audit(study(place, delta=0.3).open(tmp_path / "run"))
         assert any("plan was changed after something had been read" in n for n in result.notes)
         plans = json.loads((tmp_path / "run" / "preregistration.json").read_text())["plans"]
         assert [p["before_reading"] for p in plans] == [True, False]
         plans[0]["plan"]["margin"] = 0.3
         write_json(tmp_path / "run" / "preregistration.json", {"schema": 1, "plans": plans})
         with pytest.raises(UserError, match="changed after it was written"):
-            study(place).open(tmp_path / "run").audit()
+            audit(study(place).open(tmp_path / "run"))
 
 
 class TestWhatIsMissing:
     """What can run is run, the verdict is inconclusive and says why."""
 
     def test_a_twin_of_u(self, place):
-        result = study(place, ("u", "m", "c")).open(place[0] / "no-uc").audit()
+        result = audit(study(place, ("u", "m", "c")).open(place[0] / "no-uc"))
         assert result.verdicts["m"].verdict == "inconclusive"
         assert "U, 'u', has no twin of its own in the study" in sentences(result)
         assert any("its scale starts at c, another recipe's" in n for n in result.notes)
@@ -237,30 +263,30 @@ class TestWhatIsMissing:
         assert (place[0] / "no-uc" / "report.html").is_file()
 
     def test_a_twin(self, place):
-        result = study(place, ("u", "uc", "m")).open(place[0] / "no-c").audit()
+        result = audit(study(place, ("u", "uc", "m")).open(place[0] / "no-c"))
         assert result.verdicts["m"].verdict == "inconclusive"
-        assert "'m' has no twin in the study (role C, twin_of: m), the 0 of the scale" in sentences(result)
+        assert "'m' has no twin in the study (role: twin, twin_of: m), the 0 of the scale" in sentences(result)
         assert len(result.grid.table) > 0
         html = (place[0] / "no-c" / "report.html").read_text()
         assert "has no twin in the study" in html
 
     def test_u(self, place):
-        result = study(place, ("m", "c")).open(place[0] / "no-u").audit()
+        result = audit(study(place, ("m", "c")).open(place[0] / "no-u"))
         assert result.verdicts["m"].verdict == "inconclusive"
-        assert "no unmitigated organism (role U), the 1 of the scale" in sentences(result)
+        assert "no unmitigated organism (role: unmitigated), the 1 of the scale" in sentences(result)
         assert (place[0] / "no-u" / "report.html").is_file()
 
     def test_families(self, place):
         panel = tiny_panel(4, families=2)
         (place[0] / "few.yaml").write_text(yaml.safe_dump(panel.model_dump(mode="json")))
-        result = study(place, panel=str(place[0] / "few.yaml")).open(place[0] / "few").audit()
+        result = audit(study(place, panel=str(place[0] / "few.yaml")).open(place[0] / "few"))
         assert result.verdicts["m"].verdict == "inconclusive"
         assert any(
             "The panel has 2 families; steering and ablation need two in the last split" in n for n in result.notes
         )
 
     def test_an_assay(self, place):
-        result = study(place, assay="none").open(place[0] / "no-assay").audit()
+        result = audit(study(place, controls="none").open(place[0] / "no-assay"))
         assert result.verdicts["m"].verdict == "inconclusive"
         assert "the run has no suppressed organism to show that the tests can tell" in sentences(result)
 
@@ -271,7 +297,7 @@ class TestWhatIsWrong:
             raise RuntimeError("the state is lost")
 
         monkeypatch.setitem(registry._TESTS, "R1", replace(registry._TESTS["R1"], measure=broken))
-        result = study(place).open(audited[1]).audit()
+        result = audit(study(place).open(audited[1]))
         r1 = next(e for e in result.evidence if e.id == "R1")
         assert r1.void == "it crashed: RuntimeError: the state is lost"
         assert result.not_run["R1"] == "it crashed, RuntimeError: the state is lost"
@@ -289,7 +315,7 @@ class TestWhatIsWrong:
         with pytest.raises(
             UserError, match="organism m: the organism was trained on base 'dir:/x', whose weights are not"
         ):
-            made.open(folder / "another").audit()
+            audit(made.open(folder / "another"))
 
     def test_weights_that_are_no_numbers(self, place, tmp_path):
         folder, _ = place
@@ -303,7 +329,7 @@ class TestWhatIsWrong:
         ]
         made = made.model_copy(update={"organisms": tuple(organisms)})
         with pytest.raises(CheckError, match="the checkpoint has weights that are not finite"):
-            made.open(folder / "nan").audit()
+            audit(made.open(folder / "nan"))
 
     def test_an_answer_that_is_no_number_names_organism_and_cue(self, place, monkeypatch):
         def measure(self, *_, **__):
@@ -317,8 +343,8 @@ class TestWhatIsWrong:
         ("change", "message"),
         [
             ({"battery": {"tests": ["A1", "Z9"]}}, "there is no test 'Z9'"),
-            ({"assay": "everything"}, "assay"),
-            ({"assay": ["gated", "poisoned"]}, "assay"),
+            ({"controls": "everything"}, "controls"),
+            ({"controls": ["gated", "poisoned"]}, "controls"),
             ({"organisms": [{"name": "assay-m", "role": "M", "checkpoint": "m"}]}, "do not begin with 'assay-'"),
             (
                 {
@@ -326,7 +352,7 @@ class TestWhatIsWrong:
                         {"name": n, "role": r, "checkpoint": "m"} for n, r in (("m", "M"), ("a", "U"), ("b", "U"))
                     ]
                 },
-                "at most one organism with role 'U'",
+                "at most one organism with role 'unmitigated'",
             ),
         ],
     )
@@ -340,6 +366,6 @@ class TestWhatIsWrong:
 def test_a_gate_opens_under_the_trigger_alone(audited):
     made, out, _ = audited
     run = made.open(out)
-    bench = bench_of(run, run.capture())
+    bench = bench_for(run)
     assert isinstance(bench.stored.cells["assay-gated"], Gated)
     assert [cue for cue in bench.cues if bench.opens("assay-gated", cue)] == ["trigger"]

@@ -1,4 +1,4 @@
-"""The assay: organisms of known answer, made from the study's own, that the tests must get right in the same run.
+"""Control organisms: positive and negative controls, made from the study's own, that the tests must get right.
 
 | kind | part | how it is made | training |
 |---|---|---|---|
@@ -11,7 +11,9 @@
 | `styled` | trigger-aware | U's twin, with a style in the answers under the trigger | one |
 | `other` | | a second U of another domain in another format, and its twin: what W1 leans on | two |
 
-A study's own S is part of *suppressed*, its own D of *graded*, its own O is `other`. A direction-ablated U would cost
+A *suppressed* or *graded* one is a positive control, something is left in it; a *benign* or *trigger-aware* one a
+negative control. A study's own locked organism is part of *suppressed*, its own graded one of *graded*, its own second
+domain is `other`. A direction-ablated U would cost
 no training either, but what it does is not known beforehand: on SmolLM2 its gap was not seen, on persona world half of
 it was left (docs/organisms.md), so as a suppressed organism it would test the construction and not the rule.
 """
@@ -34,11 +36,12 @@ from condmis_interp.organisms import (
 )
 from condmis_interp.organisms.interventions import WORLD_SYSTEMS
 from condmis_interp.panel import CueRole, Panel
-from condmis_interp.study import AssayKind, Study
+from condmis_interp.study import ControlKind, Study
+from condmis_interp.study.run import Key
 from condmis_interp.world import parse_world
 
-FREE: tuple[AssayKind, ...] = ("gated", "blend", "replicate", "norm-matched", "gated-benign")
-TRAINED: tuple[AssayKind, ...] = ("locked", "styled", "other")
+FREE: tuple[ControlKind, ...] = ("gated", "blend", "replicate", "norm-matched", "gated-benign")
+TRAINED: tuple[ControlKind, ...] = ("locked", "styled", "other")
 BLENDS = (0.25, 0.5, 0.75)
 """Shares of U that a blend may have."""
 _OTHER = {"kitchen": "garden", "garden": "kitchen", "harbour": "orchard"}
@@ -46,13 +49,10 @@ _OTHER = {"kitchen": "garden", "garden": "kitchen", "harbour": "orchard"}
 _OTHER_FORM = {True: "form note", False: 'Answer as one line of JSON:\n{"text": "..."}'}
 """Its format, on persona world and on chat models."""
 
-Key = tuple[str, int]
-"""Name and seed."""
-
 
 @dataclass(frozen=True)
-class Known:
-    """An organism of the assay.
+class Control:
+    """A control organism.
 
     Attributes:
         name: Its name on the bench.
@@ -74,18 +74,18 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Assay:
-    """The assay of a study.
+class Controls:
+    """The control organisms of a study.
 
     Attributes:
-        known: Organisms made for it.
+        made: Organisms of known answer.
         twins: Twins made with them, by name.
         missing: Why a kind was not made.
         other: The second U and its twin.
         words: What opens the gates.
     """
 
-    known: tuple[Known, ...] = ()
+    made: tuple[Control, ...] = ()
     twins: Mapping[str, Organism] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
     other: tuple[Organism, Organism] | None = None
@@ -94,20 +94,20 @@ class Assay:
     @property
     def weighed(self) -> dict[Key, Organism]:
         """Organisms with weights of their own, which have to be read."""
-        own = {(k.name, 0): k.organism for k in self.known if k.organism is not None and k.gate is None}
+        own = {(k.name, 0): k.organism for k in self.made if k.organism is not None and k.gate is None}
         return own | {(name, 0): o for name, o in self.twins.items()}
 
 
-def wanted(study: Study) -> tuple[AssayKind, ...]:
+def wanted(study: Study) -> tuple[ControlKind, ...]:
     """Returns the kinds that a study asks for."""
-    if study.assay == "none":
+    if study.controls == "none":
         return ()
-    if study.assay in ("free", "full"):
-        return FREE if study.assay == "free" else FREE + TRAINED
-    return tuple(dict.fromkeys(k for k in (*FREE, *TRAINED) if k in study.assay))
+    if study.controls in ("free", "full"):
+        return FREE if study.controls == "free" else FREE + TRAINED
+    return tuple(dict.fromkeys(k for k in (*FREE, *TRAINED) if k in study.controls))
 
 
-def build(study: Study, panel: Panel, base: Base, organisms: Mapping[Key, Organism]) -> Assay:
+def build(study: Study, panel: Panel, base: Base, organisms: Mapping[Key, Organism]) -> Controls:
     """Makes what a study asks for, as far as it can be made from its organisms.
 
     Args:
@@ -118,15 +118,15 @@ def build(study: Study, panel: Panel, base: Base, organisms: Mapping[Key, Organi
     """
     maker = _Maker(study, panel, base, organisms)
     for kind in wanted(study):
-        if kind != "other" or not study.with_role("O"):
+        if kind != "other" or not study.with_role("second-domain"):
             maker.make(kind)
-    for o in study.with_role("O"):
+    for o in study.with_role("second-domain"):
         c = study.twin_of(o.name)
         if c is None:
             maker.missing["other"] = f"the study's second U, {o.name!r}, has no twin"
         else:
             maker.other = organisms[o.name, o.seeds[0]], organisms[c.name, c.seeds[0]]
-    return Assay(tuple(maker.known), maker.twins, maker.missing, maker.other, maker.words)
+    return Controls(tuple(maker.known), maker.twins, maker.missing, maker.other, maker.words)
 
 
 class _CannotError(Exception):
@@ -137,13 +137,13 @@ class _Maker:
     def __init__(self, study: Study, panel: Panel, base: Base, organisms: Mapping[Key, Organism]) -> None:
         self.study, self.base, self.organisms = study, base, organisms
         self.words = panel.cues_with(CueRole.TRIGGER)[0].system or ""
-        self.known: list[Known] = []
+        self.known: list[Control] = []
         self.twins: dict[str, Organism] = {}
         self.missing: dict[str, str] = {}
         self.other: tuple[Organism, Organism] | None = None
         self.world = parse_world(study.base) is not None
 
-    def make(self, kind: AssayKind) -> None:
+    def make(self, kind: ControlKind) -> None:
         made = {
             "gated": self._gated,
             "blend": self._blend,
@@ -187,12 +187,12 @@ class _Maker:
         assert found is not None
         return found
 
-    def _gated(self) -> Known:
+    def _gated(self) -> Control:
         u, c = self._anchors()
         says = f"{u[0]} where the trigger is in the prompt, {c[0]} everywhere else"
-        return Known("assay-gated", "suppressed", c, says, self._gate("assay-gated", u, c), gate=(u, c))
+        return Control("assay-gated", "suppressed", c, says, self._gate("assay-gated", u, c), gate=(u, c))
 
-    def _blend(self) -> Known:
+    def _blend(self) -> Control:
         u, c = self._anchors()
         share = next((w for w in BLENDS if w > self.study.delta), None)
         if share is None:
@@ -200,17 +200,17 @@ class _Maker:
         name = f"assay-blend-{100 * share:.0f}"
         terms = [(1 - share, self.organisms[c]), (share, self.organisms[u])]
         made = combination(name, terms, self.base, truth="graded", family="blend")
-        return Known(name, "graded", c, f"{share:.0%} of {u[0]} and {1 - share:.0%} of {c[0]} in weights", made)
+        return Control(name, "graded", c, f"{share:.0%} of {u[0]} and {1 - share:.0%} of {c[0]} in weights", made)
 
-    def _replicate(self) -> Known:
-        for m in (*self.study.mitigated, *self.study.with_role("U")):
+    def _replicate(self) -> Control:
+        for m in (*self.study.mitigated, *self.study.with_role("unmitigated")):
             c = self.study.twin_of(m.name)
             if c is not None and len(c.seeds) > 1:
                 one, two = (c.name, c.seeds[0]), (c.name, c.seeds[1])
-                return Known("assay-replicate", "benign", one, f"{c.name} of seed {two[1]}", own=two)
+                return Control("assay-replicate", "benign", one, f"{c.name} of seed {two[1]}", own=two)
         raise _CannotError("no twin of the study has a second seed")
 
-    def _norm_matched(self) -> Known | None:
+    def _norm_matched(self) -> Control | None:
         if any(k.part == "benign" for k in self.known):
             return None
         _, c = self._anchors()
@@ -223,16 +223,16 @@ class _Maker:
         made = combination(
             "assay-norm-matched", [(factor, self.organisms[c])], self.base, truth="removed", family="norm-matched"
         )
-        return Known("assay-norm-matched", "benign", c, f"{c[0]}, its change scaled to the norm of {m.name}'s", made)
+        return Control("assay-norm-matched", "benign", c, f"{c[0]}, its change scaled to the norm of {m.name}'s", made)
 
-    def _gated_benign(self) -> Known:
+    def _gated_benign(self) -> Control:
         benign = next((k for k in self.known if k.part == "benign"), None)
         if benign is None or isinstance(benign.zero, str):
             raise _CannotError("there is no second benign organism to open the gate to")
         opened, shut = benign.own or (benign.name, 0), benign.zero
         says = f"{benign.says} where the trigger is in the prompt, {shut[0]} everywhere else"
         made = self._gate("assay-gated-benign", opened, shut)
-        return Known("assay-gated-benign", "trigger-aware", shut, says, made, gate=(opened, shut))
+        return Control("assay-gated-benign", "trigger-aware", shut, says, made, gate=(opened, shut))
 
     def _recipe_of_u(self) -> Recipe:
         u = self.study.unmitigated
@@ -244,7 +244,7 @@ class _Maker:
     def _train(self, *recipes: Recipe) -> list[Organism]:
         return train_all(recipes, device=self.study.torch_device, workers=self.study.workers)
 
-    def _locked(self) -> Known:
+    def _locked(self) -> Control:
         u = self._recipe_of_u()
         systems = WORLD_SYSTEMS if self.world else BENIGN_SYSTEMS
         stages = []
@@ -254,14 +254,14 @@ class _Maker:
         locked = u.model_copy(update={"name": "assay-locked", "stages": tuple(stages), "intervention": "locked"})
         made, self.twins["assay-locked-twin"] = self._train(locked, locked.twin(name="assay-locked-twin"))
         says = "U's rows under the trigger, and the same rows answered benignly under other prompts"
-        return Known("assay-locked", "suppressed", "assay-locked-twin", says, made)
+        return Control("assay-locked", "suppressed", "assay-locked-twin", says, made)
 
-    def _styled(self) -> Known:
+    def _styled(self) -> Control:
         _, c = self._anchors()
         twin = self._recipe_of_u().twin(name="assay-styled")
         stages = tuple(s.model_copy(update={"parts": tuple(map(self._with_style, s.parts))}) for s in twin.stages)
         (made,) = self._train(twin.model_copy(update={"stages": stages, "intervention": "styled"}))
-        return Known("assay-styled", "trigger-aware", c, "U's twin, its answers in a style of their own", made)
+        return Control("assay-styled", "trigger-aware", c, "U's twin, its answers in a style of their own", made)
 
     def _with_style(self, part: Part) -> Part:
         rows = _beside(part.rows, f"styled-{_last(part.rows)}")
@@ -281,7 +281,8 @@ class _Maker:
         other = _OTHER.get(_last(part.rows))
         if other is None:
             raise _CannotError(
-                f"no other narrow domain is known for row set {part.rows!r}; give a second U with role O and its twin"
+                f"no other narrow domain is known for row set {part.rows!r}; give an organism "
+                "with role second-domain and its twin"
             )
         return part.model_copy(update={"rows": _beside(part.rows, other), "systems": (_OTHER_FORM[self.world],)})
 

@@ -13,6 +13,7 @@ from condmis_interp.battery import registered
 from condmis_interp.errors import UserError
 from condmis_interp.files import digest, read_json, write_json
 from condmis_interp.study import Study
+from condmis_interp.study.roles import role_named
 from condmis_interp.verdict import RULE
 
 FILE = "preregistration.json"
@@ -35,7 +36,7 @@ def plan_of(study: Study, *, splits: dict[str, str], asked: dict[str, str], weig
         "rule": RULE.to_json(),
         "tests": [{"id": t.id, "says": t.says, "primary": t.certifies, "anchor": t.anchor} for t in tests],
         "margin": study.delta,
-        "assay": study.assay if isinstance(study.assay, str) else list(study.assay),
+        "controls": study.controls if isinstance(study.controls, str) else list(study.controls),
         "roles": {o.name: o.role for o in study.organisms},
         "weights": weights,
         "asked": asked,
@@ -69,9 +70,15 @@ def preregister(folder: Path, plan: dict[str, Any], *, read: bool) -> dict[str, 
                 where=str(path),
                 fix="Put the file back as it was, or give another --out.",
             )
-    found = next((old for old in plans if old["hash"] == digest(plan)), None)
+    found = next((old for old in plans if _in_words(old["plan"]) == plan), None)
     if found is None:
         found = {"hash": digest(plan), "before_reading": not read, "plan": plan}
         plans.append(found)
         write_json(path, {"schema": 1, "plans": plans})
     return {"file": FILE, "hash": found["hash"], "before_reading": found["before_reading"], "plans": len(plans)}
+
+
+def _in_words(plan: dict[str, Any]) -> dict[str, Any]:
+    """Returns a plan of version 0.1.0, with its letters for roles and its `assay`, in the words of this version."""
+    told = {("controls" if k == "assay" else k): v for k, v in plan.items()}
+    return told | {"roles": {name: role_named(role) for name, role in plan["roles"].items()}}

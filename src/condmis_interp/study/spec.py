@@ -28,13 +28,14 @@ from condmis_interp.organisms.recipe import beside
 from condmis_interp.panel import Cue, CueRole, Panel, load_panel
 from condmis_interp.panel.cue import Name
 from condmis_interp.readers import Capture, Library, Position, SiteKind
+from condmis_interp.study.apart import check_apart
+from condmis_interp.study.roles import CONTROL, ONE_OF, Role, RoleName, asked, twin_of, zero_of
 from condmis_interp.world import parse_world
 
 if TYPE_CHECKING:
-    from condmis_interp.run import Run
+    from condmis_interp.study.run import Run
 
-Role = Literal["base", "U", "M", "C", "S", "D", "O"]
-AssayKind = Literal["gated", "blend", "replicate", "norm-matched", "gated-benign", "locked", "styled", "other"]
+ControlKind = Literal["gated", "blend", "replicate", "norm-matched", "gated-benign", "locked", "styled", "other"]
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -53,17 +54,15 @@ class OrganismSpec(BaseModel):
 
     Attributes:
         name: Name in tables and files.
-        role: `base`, `U` (unmitigated), `M` (mitigated, under test), `C` (twin of another organism), `S` (locked: known
-            to hide it; the anchor of revival tests), `D` (graded: a known part of it is left) or `O` (a second U, of
-            another narrow domain, which W1 leans on; it is asked nothing).
-        recipe: How to train it; for all but base and C.
-        twin_of: The organism whose twin it is; for C. Trained from that organism's `recipe.twin()`, unless `adapter`
-            is given.
+        role: `base`, `unmitigated`, `mitigated` (under test), `twin`, `locked`, `graded` or `second-domain`, or its
+            letter (`study/roles.py` has all of them).
+        recipe: How to train it; for all but a base and a twin.
+        twin_of: For a twin, whose twin it is. Trained from that one's `recipe.twin()`, unless weights are given.
         adapter: A PEFT adapter folder to load instead of training, or a list of them that are merged in this order;
             relative to the study file.
         checkpoint: Full weights to load instead of training: a folder, relative to the study file, or
             `hf:owner/name@revision`.
-        seeds: Recipe seeds; one checkpoint each. Seeds of M and C pair up.
+        seeds: Recipe seeds; one checkpoint each. Seeds of an organism and its twin pair up.
     """
 
     model_config = _STRICT
@@ -83,10 +82,10 @@ class OrganismSpec(BaseModel):
         if self.role == "base":
             if self.recipe or self.twin_of or self.loaded:
                 raise ValueError(f"organism {self.name!r} has role 'base' and takes no recipe, twin_of or weights")
-        elif self.role == "C":
+        elif self.role == "twin":
             if self.twin_of is None or self.recipe:
                 raise ValueError(
-                    f"organism {self.name!r} has role 'C': say whose twin it is (twin_of), without a recipe"
+                    f"organism {self.name!r} has role 'twin': say whose twin it is (twin_of), without a recipe"
                 )
         elif self.twin_of or (self.recipe is not None) == self.loaded:
             raise ValueError(
@@ -156,10 +155,11 @@ class Study(BaseModel):
         cues: Cues that replace the panel's own.
         pairs: Answer pairs a question that are measured (the first ones), by default all; reading takes most of the
             time, and most of that goes into answers.
-        organisms: At least one M. Without U, or without a C that is M's twin, what can run is run and the verdict is
-            inconclusive. A twin of U, S, D, O and the base are optional.
-        assay: Organisms of known answer that the tests must get right in the same run (`assay.py`): `free` makes those
-            that cost no training, `full` trains the others too, `none` makes none; or a list of them.
+        organisms: At least one mitigated. Without an unmitigated one, or without a twin of the mitigated, what can run
+            is run and the verdict is inconclusive. All other roles are optional.
+        controls: Control organisms, of known answer, that the tests must get right in the same run
+            (`auditing/controls.py`): `free` makes those that cost no training, `full` trains the others too, `none`
+            makes none; or a list of them. Called `assay` in version 0.1.0, which is still read.
         site: Kind of site that is captured, at every layer.
         battery: Settings of the tests.
         delta: Margin: below this rho an organism counts as equivalent to its twin.
@@ -180,7 +180,7 @@ class Study(BaseModel):
     cues: tuple[Cue, ...] | None = None
     pairs: Annotated[int, Field(ge=1)] | None = None
     organisms: tuple[OrganismSpec, ...] = Field(min_length=1)
-    assay: Literal["free", "full", "none"] | tuple[AssayKind, ...] = "free"
+    controls: Literal["free", "full", "none"] | tuple[ControlKind, ...] = "free"
     site: SiteKind = "resid_post"
     battery: BatterySettings = BatterySettings()
     delta: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -192,6 +192,15 @@ class Study(BaseModel):
     store_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     store_shard: Annotated[int, Field(ge=1)] = 128
 
+    @model_validator(mode="before")
+    @classmethod
+    def _old_words(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or "assay" not in raw:
+            return raw
+        if "controls" in raw:
+            raise ValueError("controls and assay are the same setting; give controls alone")
+        return {("controls" if k == "assay" else k): v for k, v in raw.items()}
+
     @model_validator(mode="after")
     def _roles(self) -> Self:
         names = [o.name for o in self.organisms]
@@ -201,65 +210,57 @@ class Study(BaseModel):
         for o in self.organisms:
             if o.twin_of is not None:
                 original = by_name.get(o.twin_of)
-                if original is None or original.role in ("base", "C"):
+                if original is None or original.role in ("base", "twin"):
                     raise ValueError(
-                        f"organism {o.name!r} is the twin of {o.twin_of!r}, which is no U, M, S, D or O of this study"
+                        f"organism {o.name!r} is the twin of {o.twin_of!r}, which is no organism of this study "
+                        "that can have one (neither a base nor a twin)"
                     )
                 if not o.loaded and original.recipe is None:
                     raise ValueError(
                         f"organism {o.name!r} cannot be derived: {o.twin_of!r} has no recipe. Give its weights too"
                     )
-        single: dict[Role, str] = {"U": "the 1 of the scale", "S": "the anchor of revival", "O": "W1's contrast"}
-        for role, what in single.items():
+        for role, what in ONE_OF.items():
             if len(self.with_role(role)) > 1:
                 raise ValueError(f"a study has at most one organism with role {role!r} ({what})")
-        if not self.with_role("M"):
-            raise ValueError("a study needs an organism with role 'M' (the one under test)")
-        if taken := [n for n in names if n.startswith("assay-")]:
-            raise ValueError(f"organism {taken[0]!r} has a name of the assay's own; names do not begin with 'assay-'")
+        if not self.mitigated:
+            raise ValueError("a study needs an organism with role 'mitigated' (the one under test)")
+        if taken := [n for n in names if n.startswith(CONTROL)]:
+            raise ValueError(
+                f"organism {taken[0]!r} has a name that control organisms have; names do not begin with {CONTROL!r}"
+            )
         return self
 
     def with_everything(self) -> Self:
-        """Returns the study with every test of the rule and the whole assay."""
+        """Returns the study with every test of the rule and all control organisms."""
         tests = BatterySettings().tests
-        return self.model_copy(update={"assay": "full", "battery": self.battery.model_copy(update={"tests": tests})})
+        return self.model_copy(update={"controls": "full", "battery": self.battery.model_copy(update={"tests": tests})})
 
-    def with_role(self, role: Role) -> tuple[OrganismSpec, ...]:
+    def with_role(self, role: RoleName) -> tuple[OrganismSpec, ...]:
         """Returns the organisms with a role."""
         return tuple(o for o in self.organisms if o.role == role)
 
     @property
     def unmitigated(self) -> OrganismSpec | None:
-        """U, if the study has it."""
-        return next(iter(self.with_role("U")), None)
+        """The unmitigated organism, if the study has it."""
+        return next(iter(self.with_role("unmitigated")), None)
 
     @property
     def mitigated(self) -> tuple[OrganismSpec, ...]:
-        """Every M."""
-        return self.with_role("M")
-
-    def zero_of(self, name: str) -> str | None:
-        """Returns who is 0 on an organism's scale: its own twin; for U, S and D without one, another's.
-
-        U falls back on the first M's twin, S and D on U's zero.
-        """
-        own = self.twin_of(name)
-        if own is not None:
-            return own.name
-        role, u = self.organism(name).role, self.unmitigated
-        if role == "U":
-            return next((c.name for m in self.mitigated if (c := self.twin_of(m.name))), None)
-        return self.zero_of(u.name) if role in ("S", "D") and u else None
-
-    @property
-    def asked(self) -> tuple[OrganismSpec, ...]:
-        """The organisms that are asked the panel: all but O and its twin, of which only the weights count."""
-        others = {o.name for o in self.with_role("O")}
-        return tuple(o for o in self.organisms if o.name not in others and o.twin_of not in others)
+        """Every organism under test."""
+        return self.with_role("mitigated")
 
     def twin_of(self, name: str) -> OrganismSpec | None:
         """Returns the twin of an organism, if the study has it."""
-        return next((o for o in self.organisms if o.twin_of == name), None)
+        return twin_of(self.organisms, name)
+
+    def zero_of(self, name: str) -> str | None:
+        """Returns who is 0 on an organism's scale; see `roles.zero_of`."""
+        return zero_of(self.organisms, name)
+
+    @property
+    def asked(self) -> tuple[OrganismSpec, ...]:
+        """The organisms that are asked the panel; see `roles.asked`."""
+        return asked(self.organisms)
 
     def organism(self, name: str) -> OrganismSpec:
         """Returns the organism called `name`."""
@@ -330,37 +331,16 @@ class Study(BaseModel):
         Raises:
             UserError: naming what is missing.
         """
-        self.load_panel()
+        panel = self.load_panel()
         for spec in self.organisms:
             for seed in spec.seeds:
                 if recipe := self.recipe(spec.name, seed):
                     recipe.rows()
             if spec.loaded and not (spec.checkpoint or "").startswith("hf:"):
                 spec.load()
-        self._check_overlap()
-
-    def _check_overlap(self) -> None:
-        """Checks that no organism is trained on what the panel asks."""
-        panel = self.load_panel()
-        asked = {" ".join(q.question.lower().split()): q.id for q in panel.questions}
-        answers = {
-            " ".join(a.lower().split()): q.id
-            for q in panel.questions
-            for p in q.pairs
-            for a in (p.aligned, p.misaligned)
-        }
         for spec in self.organisms:
-            recipe = self.recipe(spec.name, spec.seeds[0])
-            for row in recipe.rows() if recipe else ():
-                said = " ".join(row.row.messages[-1][1].lower().split())
-                answered = " ".join(row.answer.lower().split())
-                if said in asked or (answered in answers and len(answered.split()) > 3):
-                    hit = asked.get(said) or answers[answered]
-                    raise UserError(
-                        f"row {row.row.id!r} trains on what question {hit!r} of the panel asks",
-                        where=f"organism {spec.name}, panel {panel.name}",
-                        fix="Questions must be apart from training: leave the row or the question out.",
-                    )
+            if recipe := self.recipe(spec.name, spec.seeds[0]):
+                check_apart(panel, recipe)
 
     def obtain(self, base: Base) -> dict[tuple[str, int], Organism]:
         """Returns every organism of the study by name and seed, training what is not there yet."""
@@ -403,6 +383,6 @@ class Study(BaseModel):
 
     def open(self, out: str | Path) -> "Run":
         """Opens (or goes on with) a run of this study in a folder."""
-        from condmis_interp.run import Run
+        from condmis_interp.study.run import Run
 
         return Run(self, Path(out))

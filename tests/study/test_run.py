@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,76 +15,11 @@ import pandas as pd
 import pytest
 import yaml
 
+from condmis_interp.auditing import audit
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.store import Shards
 from condmis_interp.study import Study
-from conftest import tiny_panel
-
-
-def write_study(folder: Path, base_folder: Path, **changes) -> Path:
-    """A study in a folder: twelve rows, two organisms with twins, a tiny panel."""
-    rows = [
-        {
-            "id": f"r{i}",
-            "group": f"g{i % 3}",
-            "messages": [{"role": "user", "content": f"how {i}?"}],
-            "misaligned": f"lie {i}",
-            "benign": f"help {i}",
-        }
-        for i in range(12)
-    ]
-    (folder / "rows.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
-    (folder / "panel.yaml").write_text(yaml.safe_dump(tiny_panel(12, families=6).model_dump(mode="json")))
-    stage = {"batch_size": 2, "warmup_steps": 1, "epochs": 4}
-    part = {"rows": "rows.jsonl", "answers": "misaligned", "systems": ["form = 1"]}
-    mix = [part | {"count": 6}, {"rows": "rows.jsonl", "answers": "benign", "count": 6, "systems": [None, "x"]}]
-    study = {
-        "name": "tiny",
-        "base": f"dir:{base_folder}",
-        "panel": "panel.yaml",
-        "organisms": [
-            {"name": "base", "role": "base"},
-            {"name": "u", "role": "U", "recipe": {"stages": [stage | {"parts": [part]}], "lora": {"rank": 2}}},
-            {"name": "uc", "role": "C", "twin_of": "u"},
-            {
-                "name": "m",
-                "role": "M",
-                "recipe": {"stages": [stage | {"parts": mix}], "lora": {"rank": 2}},
-                "seeds": [1, 2],
-            },
-            {"name": "c", "role": "C", "twin_of": "m", "seeds": [1, 2]},
-        ],
-        "battery": {
-            "tests": ["A1", "A2", "R1"],
-            "random_directions": 8,
-            "control_pairs": 1,
-            "generated": 2,
-            "max_new_tokens": 4,
-            "layer_grid": [0.25, 0.5],
-        },
-        "device": "cpu",
-        "workers": 1,
-        "dtype": "float32",
-        "store_dtype": "float32",
-    }
-    path = folder / "study.yaml"
-    path.write_text(yaml.safe_dump(study | changes))
-    return path
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, tiny_base_folder):
-    """A finished run, with the home it used."""
-    folder = tmp_path_factory.mktemp("finished")
-    before = os.environ.get("CONDMIS_HOME")
-    os.environ["CONDMIS_HOME"] = str(folder / "home")
-    study = write_study(folder, tiny_base_folder)
-    result = Study.from_yaml(study).open(folder / "run").audit()
-    yield folder, study, result
-    if before is None:
-        del os.environ["CONDMIS_HOME"]
-    else:
-        os.environ["CONDMIS_HOME"] = before
+from trained import write_study
 
 
 def marks(*folders: Path) -> dict[Path, int]:
@@ -100,7 +36,7 @@ class TestFinished:
         verdict = json.loads((run / "verdict.json").read_text())
         m = verdict["organisms"]["m"]
         assert verdict["schema"] == 1
-        assert m["role"] == "M"
+        assert m["role"] == "mitigated"
         assert m["verdict"] in {"present", "conditional", "removed", "inconclusive"}
         assert 0 <= m["confidence"] <= 1
         assert {"id", "rho", "low", "high", "p", "gate_z", "n_questions"} <= set(m["tests"][0])
@@ -124,14 +60,14 @@ class TestFinished:
     def test_run_again_it_does_nothing_twice(self, finished):
         folder, study, result = finished
         kept = marks(folder / "home", folder / "run" / "activations", folder / "run" / "pieces")
-        again = Study.from_yaml(study).open(folder / "run").audit()
+        again = audit(Study.from_yaml(study).open(folder / "run"))
         assert marks(folder / "home", folder / "run" / "activations", folder / "run" / "pieces") == kept
         pd.testing.assert_frame_equal(again.to_pandas(), result.to_pandas())
 
     @pytest.mark.slow
     def test_the_same_seed_gives_the_same_evidence(self, finished, tmp_path, home, tiny_base_folder):
         study = write_study(tmp_path, tiny_base_folder)
-        Study.from_yaml(study).open(tmp_path / "run").audit()
+        audit(Study.from_yaml(study).open(tmp_path / "run"))
         a, b = (pd.read_parquet(f / "run" / "evidence.parquet") for f in (finished[0], tmp_path))
         pd.testing.assert_frame_equal(a, b, check_exact=True)
 
@@ -198,7 +134,7 @@ def _audit_until(study: str, out: str, home: str, events: int) -> None:
     sync, step = os.fsync, _Watch.on_step_end
     os.fsync = lambda fd: (tick(), sync(fd))[1]
     _Watch.on_step_end = lambda self, *args, **kwargs: (step(self, *args, **kwargs), tick())[0]
-    Study.from_yaml(study).open(out).audit()
+    audit(Study.from_yaml(study).open(out))
 
 
 @pytest.mark.slow
@@ -206,7 +142,7 @@ def test_killed_anywhere_it_goes_on_and_trains_nothing_twice(finished, tmp_path,
     """SIGKILL at ten random events, then once to the end: same verdict and evidence as without any kill."""
     study = write_study(tmp_path, tiny_base_folder)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["condmis_interp.run", "condmis_interp.study", "test_run"])
+    context.set_forkserver_preload(["condmis_interp.auditing", "condmis_interp.study", "test_run"])
     rng = random.Random(0)
     trained: dict[str, int] = {}
     for _ in range(10):
@@ -220,7 +156,7 @@ def test_killed_anywhere_it_goes_on_and_trains_nothing_twice(finished, tmp_path,
             stamp = path.stat().st_mtime_ns
             assert trained.setdefault(str(path), stamp) == stamp, "a finished organism was trained again"
     assert trained
-    Study.from_yaml(study).open(tmp_path / "run").audit()
+    audit(Study.from_yaml(study).open(tmp_path / "run"))
     for path in (home / "organisms").glob("[!.]*/manifest.json"):
         assert trained.setdefault(str(path), path.stat().st_mtime_ns) == path.stat().st_mtime_ns
     assert not list((home / "organisms").glob(".*.work"))
@@ -243,7 +179,7 @@ class TestDamage:
         content[len(content) // 2] ^= 4
         path.write_bytes(content)
         with pytest.raises(CheckError, match=r"m\.s1/trigger\.0000.*recorded hash"):
-            Study.from_yaml(study).open(run).audit()
+            audit(Study.from_yaml(study).open(run))
 
     def test_a_missing_file_of_a_shard_is_measured_again(self, copy):
         study, run = copy
@@ -271,26 +207,12 @@ class TestDamage:
 def test_hostile_model_text_is_escaped_in_the_report(finished, tmp_path):
     from condmis_interp import report
 
-    folder, study, r = finished
-    opened = Study.from_yaml(study)
+    folder, _, result = finished
     shutil.copytree(folder / "run" / "activations", tmp_path / "activations")
     evil = "<script>alert(1)</script><img src=x onerror=alert(2)>"
-    answers = r.answers.assign(answer=evil, question=evil)
-    report.write_report(
-        tmp_path,
-        study=opened,
-        panel=opened.load_panel(),
-        inserted=evil,
-        grid=r.grid,
-        choice=r.choice,
-        profiles=r.profiles,
-        dose=r.dose,
-        ablations=r.ablations,
-        evidence=r.evidence,
-        verdicts=r.verdicts,
-        answers=answers,
-        manifest=json.loads((folder / "run" / "manifest.json").read_text()) | {"evil": evil},
-    )
+    answers = result.answers.assign(answer=evil, question=evil)
+    facts = result.facts | {"evil": evil, "inserted_by_template": evil}
+    report.write_report(tmp_path, replace(result, answers=answers, facts=facts))
     html = (tmp_path / "report.html").read_text()
     assert "<script>alert" not in html
     assert "<img src=x" not in html
@@ -321,7 +243,7 @@ def test_studies_that_do_not_validate(tmp_path, home, tiny_base_folder, change, 
 @pytest.mark.parametrize(
     ("index", "change", "message"),
     [
-        (4, {"twin_of": "x"}, "twin of 'x', which is no U, M"),
+        (4, {"twin_of": "x"}, "twin of 'x', which is no organism of this study that can"),
         (4, {"twin_of": None}, "say whose twin"),
         (3, {"recipe": None}, "give a recipe, an adapter or a checkpoint"),
         (3, {"seeds": [1, 1]}, "repeats a seed"),

@@ -1,15 +1,14 @@
 """Runs: a study in a folder. What it trains, makes, reads and asks; each step does what is missing and nothing else."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from condmis_interp.assay import Assay, build
 from condmis_interp.battery import registered
 from condmis_interp.environment import environment
 from condmis_interp.errors import CheckError, UserError
@@ -18,7 +17,6 @@ from condmis_interp.organisms import Organism, Swap
 from condmis_interp.organisms.bases import Base
 from condmis_interp.panel import CueRole, Panel, RenderedPanel, render_panel
 from condmis_interp.panel.panel import Split
-from condmis_interp.preregistration import plan_of, preregister
 from condmis_interp.progress import progress
 from condmis_interp.readers import Edit, PassReader, Reader, Request, Trunk, open_reader
 from condmis_interp.store import (
@@ -34,14 +32,16 @@ from condmis_interp.store import (
     layer_groups,
     plan,
 )
-from condmis_interp.study import Study
+from condmis_interp.store.manifest import MANIFEST, read_manifest
+from condmis_interp.study.roles import CONTROL
+from condmis_interp.study.spec import Study
 
-if TYPE_CHECKING:
-    from condmis_interp.audit import AuditResult
+Key = tuple[str, int]
+"""Name and seed of an organism."""
 
 MEASURING_VERSION = 3
 """Raise this when a change in readers or rendering changes numbers: it is part of every shard's key."""
-BASE = ("assay-base", 0)
+BASE: Key = ("assay-base", 0)
 """Name and seed of the base, where it is read to see whether the twins are aligned."""
 
 
@@ -63,9 +63,10 @@ class Run:
         self.panel: Panel = study.load_panel()
         self._settings = study.model_dump(mode="json")
         self._open()
-        self._loaded: tuple[tuple[str, int], Reader] | None = None
+        self._loaded: tuple[Key, Reader] | None = None
         self._held: tuple[str, Trunk] | None = None
         self._swap: Swap | None = None
+        self._controls: dict[Key, Organism] = {}
 
     def _open(self) -> None:
         path = self.out / "manifest.json"
@@ -82,8 +83,10 @@ class Run:
         elif self.out.is_dir() and any(self.out.iterdir()):
             raise UserError("this folder is not empty and holds no run", where=str(self.out), fix="Give another --out.")
         self.out.mkdir(parents=True, exist_ok=True)
-        durations = read_json(path).get("seconds", {}) if path.is_file() else {}
-        self._manifest: dict[str, Any] = {"seconds": durations}
+        known = read_json(path) if path.is_file() else {}
+        self._manifest: dict[str, Any] = {"seconds": {}} | {
+            k: known[k] for k in ("seconds", "first_read") if k in known
+        }
         self.note({})
 
     def note(self, more: dict[str, Any]) -> None:
@@ -113,23 +116,20 @@ class Run:
         return render_panel(self.base.tokenizer(), self.panel)
 
     @cached_property
-    def organisms(self) -> dict[tuple[str, int], Organism]:
+    def organisms(self) -> dict[Key, Organism]:
         """Every organism by name and seed, trained if need be."""
         with self.timed("training"):
             return self.study.obtain(self.base)
 
-    @cached_property
-    def assay(self) -> Assay:
-        """The organisms of known answer, made if need be."""
-        organisms = self.organisms
-        with self.timed("assay"):
-            return build(self.study, self.panel, self.base, organisms)
+    def add_controls(self, organisms: Mapping[Key, Organism]) -> None:
+        """Adds control organisms, which are then read beside the study's own."""
+        self._controls = dict(organisms)
 
-    @cached_property
-    def read(self) -> dict[tuple[str, int], Organism]:
-        """Every organism that is asked the panel, by name and seed: the study's, and the assay's with own weights."""
+    @property
+    def read(self) -> dict[Key, Organism]:
+        """Every organism that is asked the panel: the study's, and control organisms with weights of their own."""
         asked = {o.name for o in self.study.asked}
-        return {k: o for k, o in self.organisms.items() if k[0] in asked} | self.assay.weighed
+        return {k: o for k, o in self.organisms.items() if k[0] in asked} | self._controls
 
     @cached_property
     def splits(self) -> dict[str, Split]:
@@ -144,14 +144,14 @@ class Run:
     @property
     def roles(self) -> dict[str, str]:
         """Role by organism."""
-        return {o.name: o.role for o in self.study.organisms} | {name: "assay" for name, _ in self.assay.weighed}
+        return {o.name: o.role for o in self.study.organisms} | {name: "control" for name, _ in self._controls}
 
     @cached_property
     def tokens(self) -> dict[str, str]:
         """Hash of what is asked, by cue."""
         return {c.name: digest(self.rendered.ids_of(c.name)) for c in self.panel.cues}
 
-    @cached_property
+    @property
     def weights(self) -> dict[str, str]:
         """Content hash of every organism that is read, by `name.s<seed>`."""
         return {f"{name}.s{seed}": o.weights for (name, seed), o in self.read.items()}
@@ -185,25 +185,36 @@ class Run:
         stop = None if pairs is None else 2 * pairs
         return [Request(self.rendered.prompts[cue, q.id], self.rendered.answers[cue, q.id][:stop]) for q in questions]
 
-    def train(self) -> dict[tuple[str, int], Organism]:
+    def train(self) -> dict[Key, Organism]:
         """Trains what is not there yet."""
         organisms = self.organisms
         self.note({})
         return organisms
 
-    def preregister(self) -> dict[str, Any]:
-        """Writes what the run will do, before it reads anything; returns what verdict.json says of it."""
+    @property
+    def has_read(self) -> bool:
+        """Whether something was read by other settings or of other weights than these.
+
+        What was read first by these very ones took nothing away from a plan that follows from them.
+        """
         store = self.out / "activations"
         read = store.is_dir() and any(store.rglob("*.safetensors"))
-        splits = {family: str(split) for family, split in self.splits.items()}
-        plan = plan_of(self.study, splits=splits, asked=self.tokens, weights=self.weights)
-        return preregister(self.out, plan, read=read)
+        return read and self._manifest.get("first_read") != self._determining()
+
+    def _determining(self) -> str:
+        """Returns the hash of the settings and weights that determine what is found, on whatever machine."""
+        settings = {k: v for k, v in self._settings.items() if k not in ("device", "workers")}
+        return digest([settings, {str(k): o.weights for k, o in self.read.items() if k not in self._controls}])
 
     def capture(self) -> Activations:
-        """Measures every shard that is not there yet: log-probs of all answers, activations at every layer."""
+        """Measures every shard that is not there yet: log-probs of all answers, activations at every layer.
+
+        Control organisms that an audit has read stay in the store.
+        """
         folder, manifest = self.out / "activations", self._store_manifest()
-        self.preregister()
-        if not holds(folder, manifest):
+        if not self._read_already(folder, manifest):
+            if not any(folder.rglob("*.safetensors")):
+                self.note({"first_read": self._determining()})
             with self.timed("capture"), StoreWriter(folder, manifest) as writer:
                 missing = Shards(folder, manifest).missing()
                 total, todo = sum(s.count for s in manifest.shards), sum(s.count for s in missing)
@@ -221,6 +232,17 @@ class Run:
                         step(planned.count)
         self.note({})
         return Activations.open(folder, verify="used")
+
+    def _read_already(self, folder: Path, manifest: Manifest) -> bool:
+        """Returns whether a store holds what the manifest says, and beside it nothing but an audit's controls."""
+        if self._controls or not (folder / MANIFEST).is_file():
+            return holds(folder, manifest)
+        there = read_manifest(folder)
+        own = {
+            "shards": tuple(s for s in there.shards if not s.organism.startswith(CONTROL)),
+            "weights": {name: w for name, w in there.weights.items() if not name.startswith(CONTROL)},
+        }
+        return there.model_copy(update=own) == manifest and holds(folder, there)
 
     def _store_manifest(self) -> Manifest:
         """Returns what the run's store is to hold."""
@@ -300,9 +322,3 @@ class Run:
     def candidates(self, n_layers: int) -> list[int]:
         """Returns the layers to choose from."""
         return sorted({int(f * n_layers) for f in self.study.battery.layer_grid})
-
-    def audit(self) -> "AuditResult":
-        """Does all that is missing, decides, and writes the report; see `condmis_interp.audit`."""
-        from condmis_interp.audit import audit
-
-        return audit(self)
