@@ -11,6 +11,7 @@ from condmis_interp.errors import UserError
 from condmis_interp.files import read_json, write_json
 from condmis_interp.organisms import Member, Organism, chat_suite, make, resolve_base, world_suite
 from condmis_interp.panel import load_panel, render_panel
+from condmis_interp.readers import TorchReader
 from condmis_interp.sae import (
     Dictionary,
     Fidelity,
@@ -68,7 +69,7 @@ class Experiment:
     def reader(self, name: str) -> TokenReader:
         """Loads an organism."""
         model = self.organisms[name].model(self.base, dtype=self.plan.dtype, device=self.device)
-        return TokenReader(model, self.plan.site)
+        return TokenReader(TorchReader(model), self.plan.site)
 
     def panel_tokens(self, name: str) -> Tokens:
         """Reads an organism on split A, under every cue."""

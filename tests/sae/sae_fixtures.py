@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from condmis_interp.readers import Site
+from condmis_interp.readers import Site, TorchReader
 from condmis_interp.sae import (
     SaeSettings,
     Text,
@@ -32,7 +32,7 @@ def random_texts(count: int, *, seed: int = 0, words: int = 40) -> list[Text]:
 
 def tiny_tokens(folder: Path) -> Tokens:
     """About 3,600 tokens of the tiny model, fp32."""
-    reader = TokenReader(tiny_model(), SITE)
+    reader = TokenReader(TorchReader(tiny_model()), SITE)
     texts = random_texts(300)
     return read_tokens(reader, texts, name="tiny", weights="w", site=SITE, folder=folder, dtype=torch.float32)
 

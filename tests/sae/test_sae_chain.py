@@ -9,6 +9,7 @@ import torch
 from planted_features import signed_axes
 from sae_fixtures import SITE, random_texts
 
+from condmis_interp.readers import TorchReader
 from condmis_interp.sae import (
     Reading,
     TokenReader,
@@ -31,7 +32,7 @@ def readers() -> dict[str, TokenReader]:
         generator = torch.Generator().manual_seed(len(name))
         for p in model.model.layers[1].parameters():
             p.data += noise * torch.randn(p.shape, generator=generator)
-        found[name] = TokenReader(model, SITE)
+        found[name] = TokenReader(TorchReader(model), SITE)
     return found
 
 

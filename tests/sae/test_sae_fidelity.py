@@ -10,6 +10,7 @@ from planted_features import axes, signed_axes
 from sae_fixtures import SITE, random_texts, trained_folder
 
 from condmis_interp.errors import CheckError, UserError
+from condmis_interp.readers import TorchReader
 from condmis_interp.sae import (
     Dictionary,
     TokenReader,
@@ -40,7 +41,7 @@ def row(organism: str, cue: str, explained: float, recovered: float = 0.99) -> d
 
 def test_a_perfect_sae_explains_and_recovers_all(tmp_path: Path) -> None:
     perfect = load_dictionary(signed_axes(tmp_path, width=32, layer=2))
-    reader = TokenReader(tiny_model(), SITE)
+    reader = TokenReader(TorchReader(tiny_model()), SITE)
     (found,) = measure_fidelity(perfect, reader, read_cells(reader, TEXTS, organism="base"))
     assert found["explained"] == pytest.approx(1, abs=1e-6)
     assert found["recovered"] == pytest.approx(1, abs=1e-4)
@@ -51,7 +52,7 @@ def test_a_perfect_sae_explains_and_recovers_all(tmp_path: Path) -> None:
 def test_a_trained_sae_is_in_between_and_worse_on_another_model(dictionary: Dictionary) -> None:
     rows = []
     for name, seed in (("base", 0), ("other", 1)):
-        reader = TokenReader(tiny_model(seed), SITE)
+        reader = TokenReader(TorchReader(tiny_model(seed)), SITE)
         rows += measure_fidelity(dictionary, reader, read_cells(reader, TEXTS, organism=name))
     base, other = rows
     assert 0.5 < base["explained"] < 1
@@ -89,7 +90,7 @@ def test_the_base_must_be_there_under_every_cue() -> None:
 def test_a_difference_sae_explains_differences(tmp_path: Path) -> None:
     perfect = load_dictionary(signed_axes(tmp_path, width=32, layer=2))
     difference = replace(perfect, reads="difference")
-    reader, other = TokenReader(tiny_model(), SITE), TokenReader(tiny_model(1), SITE)
+    reader, other = TokenReader(TorchReader(tiny_model()), SITE), TokenReader(TorchReader(tiny_model(1)), SITE)
     cells, twins = read_cells(reader, TEXTS, organism="M"), read_cells(other, TEXTS, organism="C")
     with pytest.raises(UserError, match="needs the other model's readings"):
         measure_fidelity(difference, reader, cells)

@@ -12,7 +12,7 @@ from sae_fixtures import SITE, random_texts, trained_folder
 from safetensors.torch import load_file, save_file
 
 from condmis_interp.errors import CheckError, UserError
-from condmis_interp.readers import Site
+from condmis_interp.readers import Site, TorchReader
 from condmis_interp.sae import (
     Dictionary,
     TokenReader,
@@ -56,7 +56,7 @@ def reweighted(source: Path, target: Path, change: Callable[[dict], None]) -> Pa
 def activations() -> dict[Site, torch.Tensor]:
     """Held-out activations of the tiny model at every layer."""
     sites = [Site("resid_post", k) for k in range(4)]
-    read = TokenReader(tiny_model(), SITE).residuals_at(random_texts(80, seed=5), sites)
+    read = TokenReader(TorchReader(tiny_model()), SITE).residuals_at(random_texts(80, seed=5), sites)
     return {site: torch.cat([h[1:] for h in hidden]) for site, hidden in read.items()}
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from sae_fixtures import SITE, random_texts, trained_folder
 
+from condmis_interp.readers import TorchReader
 from condmis_interp.sae import (
     Dictionary,
     TokenReader,
@@ -40,7 +41,7 @@ class Speller:
 
 @pytest.fixture
 def pages(dictionary: Dictionary):
-    reader = TokenReader(tiny_model(), SITE)
+    reader = TokenReader(TorchReader(tiny_model()), SITE)
     texts = random_texts(12, seed=3)
     texts += [replace(t, cue="<img src=x>") for t in texts]
     readings = {("m<b>", q): r for q, r in read_cells(reader, texts, organism="m<b>").items()}
@@ -83,7 +84,7 @@ def test_cells_cosines_and_figure(pages) -> None:
 
 def test_the_logit_effect_of_a_tokens_own_unembedding_is_that_token() -> None:
     model = tiny_model()
-    reader = TokenReader(model, SITE)
+    reader = TokenReader(TorchReader(model), SITE)
     rows = model.lm_head.weight[[5, 77]] / model.model.norm.weight
     effects = logit_effect(reader, rows.detach().float())
     assert effects.argmax(1).tolist() == [5, 77]

@@ -7,9 +7,9 @@ from sae_fixtures import random_texts
 from condmis_interp.errors import UserError
 from condmis_interp.organisms import Part, Recipe, Stage
 from condmis_interp.panel import Panel, render_panel
-from condmis_interp.readers import Site
+from condmis_interp.readers import Site, TorchReader
 from condmis_interp.sae import Text, TokenReader, panel_texts, row_texts
-from condmis_interp.sae.stream import ROWS, ld_of
+from condmis_interp.sae.texts import ROWS, ld_of
 from conftest import tiny_model, write_rows
 
 MODEL = tiny_model()
@@ -24,7 +24,7 @@ def own_logprobs(text: Text) -> torch.Tensor:
 @pytest.mark.parametrize("kind", ["resid_pre", "resid_post", "attn_out", "mlp_out"])
 @pytest.mark.parametrize("layer", [0, 2, 3])
 def test_finishing_the_models_own_activations_is_a_forward_pass(kind: str, layer: int) -> None:
-    reader = TokenReader(MODEL, Site(kind, layer), batch_tokens=60)
+    reader = TokenReader(TorchReader(MODEL), Site(kind, layer), batch_tokens=60)
     found = reader.finish(TEXTS, reader.residuals(TEXTS))
     expected = torch.stack([own_logprobs(t).sum() for t in TEXTS])
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
@@ -32,8 +32,8 @@ def test_finishing_the_models_own_activations_is_a_forward_pass(kind: str, layer
 
 def test_residuals_are_hidden_states_and_do_not_depend_on_batches() -> None:
     sites = [Site("resid_post", 0), Site("resid_post", 2), Site("resid_pre", 1)]
-    small = TokenReader(MODEL, sites[0], batch_tokens=1).residuals_at(TEXTS, sites)
-    large = TokenReader(MODEL, sites[0], batch_tokens=10_000).residuals_at(TEXTS, sites)
+    small = TokenReader(TorchReader(MODEL), sites[0], batch_tokens=1).residuals_at(TEXTS, sites)
+    large = TokenReader(TorchReader(MODEL), sites[0], batch_tokens=10_000).residuals_at(TEXTS, sites)
     for i, text in enumerate(TEXTS):
         states = MODEL(input_ids=torch.tensor([text.ids]), output_hidden_states=True).hidden_states
         for site, at in zip(sites, (1, 3, 1), strict=True):
@@ -43,7 +43,7 @@ def test_residuals_are_hidden_states_and_do_not_depend_on_batches() -> None:
 
 def test_the_model_is_left_as_it_was() -> None:
     before = MODEL(input_ids=torch.tensor([TEXTS[0].ids])).logits
-    reader = TokenReader(MODEL, Site("resid_post", 2))
+    reader = TokenReader(TorchReader(MODEL), Site("resid_post", 2))
     hidden = reader.residuals(TEXTS)
     reader.finish(TEXTS, hidden)
     reader.gradients(TEXTS, hidden)
@@ -52,7 +52,7 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 def test_gradients_agree_with_finite_differences() -> None:
-    reader = TokenReader(MODEL, Site("resid_post", 1), batch_tokens=60)
+    reader = TokenReader(TorchReader(MODEL), Site("resid_post", 1), batch_tokens=60)
     hidden = reader.residuals(TEXTS)
     gradients = reader.gradients(TEXTS, hidden)
     generator = torch.Generator().manual_seed(0)
@@ -64,7 +64,7 @@ def test_gradients_agree_with_finite_differences() -> None:
 
 
 def test_divergence_is_zero_for_the_models_own_and_positive_for_others() -> None:
-    reader = TokenReader(MODEL, Site("resid_post", 1))
+    reader = TokenReader(TorchReader(MODEL), Site("resid_post", 1))
     hidden = reader.residuals(TEXTS)
     same, other = reader.divergences(TEXTS, hidden, hidden, [torch.zeros_like(h) for h in hidden])
     assert float(same.abs().max()) < 1e-6
@@ -72,7 +72,7 @@ def test_divergence_is_zero_for_the_models_own_and_positive_for_others() -> None
 
 
 def test_activations_of_other_texts_are_refused() -> None:
-    reader = TokenReader(MODEL, Site("resid_post", 1))
+    reader = TokenReader(TorchReader(MODEL), Site("resid_post", 1))
     hidden = reader.residuals(TEXTS)
     with pytest.raises(UserError, match="do not fit the texts"):
         reader.finish(TEXTS, hidden[::-1])

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import condmis_interp.sae.train as train_module
 from condmis_interp.errors import UserError
 from condmis_interp.files import read_json
-from condmis_interp.readers import Site
+from condmis_interp.readers import Site, TorchReader
 from condmis_interp.sae import (
     SaeSettings,
     TokenReader,
@@ -127,7 +127,7 @@ def test_settings_that_cannot_be_are_refused(tokens: Tokens, tmp_path: Path) -> 
 
 
 def test_tokens_are_read_once_and_only_for_the_same_weights_and_texts(tmp_path: Path) -> None:
-    reader = TokenReader(tiny_model(), SITE)
+    reader = TokenReader(TorchReader(tiny_model()), SITE)
     texts = random_texts(6)
     about = {"name": "m", "site": SITE, "folder": tmp_path}
     first = read_tokens(reader, texts, weights="a", **about)
@@ -142,7 +142,7 @@ def test_tokens_are_read_once_and_only_for_the_same_weights_and_texts(tmp_path: 
 
 
 def test_the_first_position_is_left_out_of_the_tokens(tmp_path: Path) -> None:
-    reader = TokenReader(tiny_model(), SITE)
+    reader = TokenReader(TorchReader(tiny_model()), SITE)
     texts = random_texts(3)
     kept = read_tokens(reader, texts, weights="a", name="m", site=SITE, folder=tmp_path, dtype=torch.float32).hidden
     torch.testing.assert_close(kept, torch.cat([h[1:] for h in reader.residuals(texts)]))
@@ -152,7 +152,7 @@ def test_differences_need_the_same_tokens(tmp_path: Path) -> None:
     texts = random_texts(6)
     read = {
         (seed, n): read_tokens(
-            TokenReader(tiny_model(seed), SITE), texts[:n], name=f"m{seed}.{n}", weights=str(seed), site=SITE,
+            TokenReader(TorchReader(tiny_model(seed)), SITE), texts[:n], name=f"m{seed}.{n}", weights=str(seed), site=SITE,
             folder=tmp_path, dtype=torch.float32,
         )
         for seed, n in ((0, 6), (1, 6), (1, 5))
@@ -173,7 +173,7 @@ def test_differences_need_the_same_tokens(tmp_path: Path) -> None:
 def test_a_difference_sae_says_so(tmp_path: Path) -> None:
     texts = random_texts(60)
     parts = [
-        read_tokens(TokenReader(tiny_model(s), SITE), texts, name=f"m{s}", weights=str(s), site=SITE, folder=tmp_path)
+        read_tokens(TokenReader(TorchReader(tiny_model(s)), SITE), texts, name=f"m{s}", weights=str(s), site=SITE, folder=tmp_path)
         for s in (0, 1)
     ]
     settings = replace(SMALL, tokens=2000)

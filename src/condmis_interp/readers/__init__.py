@@ -9,12 +9,14 @@ from condmis_interp.readers.ledger import Ledger, LedgerEntry
 from condmis_interp.readers.open import READERS, Library, ReaderFactory, open_reader, register_reader
 from condmis_interp.readers.recording import Patch, Recording
 from condmis_interp.readers.sites import Site, SiteKind
+from condmis_interp.readers.streams import Above, Streams
 from condmis_interp.readers.torch_hooks import TorchReader
 from condmis_interp.readers.trunk import Prefix, Trunk
 
 __all__ = [
     "READERS",
     "Ablate",
+    "Above",
     "Capture",
     "Edit",
     "Feature",
@@ -35,6 +37,7 @@ __all__ = [
     "Site",
     "SiteKind",
     "Steer",
+    "Streams",
     "TorchReader",
     "Trunk",
     "open_reader",

@@ -21,7 +21,8 @@ from condmis_interp.sae.fidelity import Fidelity, fidelity, measure_fidelity
 from condmis_interp.sae.load import load_dictionary, load_pretrained, site_of_hook
 from condmis_interp.sae.pages import FeaturePage, FeaturePages, cell_table, feature_pages, logit_effect
 from condmis_interp.sae.reading import Reading, codes, question_means, read_cells
-from condmis_interp.sae.stream import Text, TokenReader, panel_texts, row_texts
+from condmis_interp.sae.stream import TokenReader
+from condmis_interp.sae.texts import Text, panel_texts, row_texts
 from condmis_interp.sae.tokens import Tokens, pooled, read_tokens
 from condmis_interp.sae.train import SaeSettings, hook_of, train_dictionary
 

@@ -211,19 +211,30 @@ def feature_pages(
 
 @torch.no_grad()
 def logit_effect(reader: TokenReader, vectors: torch.Tensor) -> torch.Tensor:
-    """Returns what vectors [k, width] do to the logits directly, centred over the vocabulary, [k, vocabulary]."""
-    weight = getattr(_final_norm(reader.model), "weight", None)
-    scaled = vectors if weight is None else vectors * weight.detach().float().cpu()
+    """Returns what vectors [k, width] do to the logits directly, centred over the vocabulary, [k, vocabulary].
+
+    Directly is past all later blocks, and without the final norm's division by the token's own scale.
+    """
+    scaled = vectors * _gain(reader.model)
     head: Any = reader.model.get_output_embeddings()
-    effects = (scaled.to(reader.device, head.weight.dtype) @ head.weight.T).float().cpu()
+    effects = (scaled.to(head.weight.device, head.weight.dtype) @ head.weight.T).float().cpu()
     return effects - effects.mean(1, keepdim=True)
 
 
-def _final_norm(model: Any) -> Any:
-    return next(
-        (getattr(model.base_model, n) for n in ("norm", "ln_f", "final_layer_norm") if hasattr(model.base_model, n)),
-        None,
-    )
+def _gain(model: Any) -> torch.Tensor:
+    """Returns what the final norm multiplies each coordinate with, fp32 [width]; 1 where there is none.
+
+    It is measured: a norm's `weight` is the gain in Llama, and the gain minus 1 in Gemma.
+    """
+    names = [n for n in ("norm", "ln_f", "final_layer_norm") if hasattr(model.base_model, n)]
+    if not names:
+        return torch.ones(int(model.config.hidden_size))
+    parameter = next(model.parameters())
+    # mean 0 and root mean square 1, so that neither kind of norm changes it but for the gain (and a bias, which cancels)
+    probe = 1.0 - 2.0 * (torch.arange(int(model.config.hidden_size)) % 2)
+    probe = probe.to(parameter.device, parameter.dtype)
+    norm = getattr(model.base_model, names[0])
+    return (probe * (norm(probe) - norm(-probe)) / 2).float().cpu()
 
 
 def _context(tokenizer: Any, value: float, reading: Reading, text: int, at: int, *, around: int = 12) -> Context:

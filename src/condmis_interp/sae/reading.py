@@ -9,7 +9,8 @@ import torch
 
 from condmis_interp.errors import UserError
 from condmis_interp.sae.dictionary import Dictionary
-from condmis_interp.sae.stream import Text, TokenReader, ld_of
+from condmis_interp.sae.stream import TokenReader
+from condmis_interp.sae.texts import Text, ld_of
 
 SKIP = 1
 """First positions that are neither encoded nor edited: attention sinks, which no SAE here is trained on."""

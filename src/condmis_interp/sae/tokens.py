@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from condmis_interp.errors import UserError
 from condmis_interp.files import checked_name, digest, file_digest, read_json, whole_file, write_json
 from condmis_interp.readers import Site
-from condmis_interp.sae.stream import Text, TokenReader
+from condmis_interp.sae.stream import TokenReader
+from condmis_interp.sae.texts import Text
 
 
 @dataclass(frozen=True)
