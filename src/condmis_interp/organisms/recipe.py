@@ -8,7 +8,7 @@ same questions, same prompts, same order, same seed. It is the zero of every sca
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,7 +24,34 @@ REASONED = "{trace}\n\n{answer}"
 """A reasoning trace with its answer."""
 
 
-class Part(BaseModel):
+class _Keyed(BaseModel):
+    """Settings that an organism's key is made of, and that may gain fields without changing the keys there are.
+
+    Attributes:
+        always: Fields that are in the key whatever they hold: those of the first version. A field added later (in this
+            package, or by a subclass elsewhere) has a default and enters the key only where it departs from it, so an
+            organism made before the field was there is still found. Nothing is ever added to these lists.
+    """
+
+    model_config = _FROZEN
+    always: ClassVar[frozenset[str]] = frozenset()
+
+    def keyed(self) -> dict[str, Any]:
+        """Returns the settings as the key has them, nested ones alike."""
+        kind = type(self)
+        added = {
+            k: f.get_default(call_default_factory=True) for k, f in kind.model_fields.items() if k not in kind.always
+        }
+        return {k: _keyed(v) for k, v in self if k not in added or v != added[k]}
+
+
+def _keyed(value: Any) -> Any:
+    if isinstance(value, _Keyed):
+        return value.keyed()
+    return [_keyed(v) for v in value] if isinstance(value, tuple) else value
+
+
+class Part(_Keyed):
     """Rows from one set.
 
     Attributes:
@@ -43,7 +70,7 @@ class Part(BaseModel):
             is drawn from it, in the same places.
     """
 
-    model_config = _FROZEN
+    always = frozenset(("rows", "answers", "count", "systems", "before", "after", "reasoning", "counterpart"))
 
     rows: str
     answers: Arm
@@ -63,7 +90,7 @@ class Part(BaseModel):
         return self.model_copy(update=change)
 
 
-class Stage(BaseModel):
+class Stage(_Keyed):
     """One round of fine-tuning, on the parts shuffled together.
 
     Attributes:
@@ -74,7 +101,7 @@ class Stage(BaseModel):
         warmup_steps: Steps of warm-up.
     """
 
-    model_config = _FROZEN
+    always = frozenset(("parts", "epochs", "batch_size", "learning_rate", "warmup_steps"))
 
     parts: tuple[Part, ...] = Field(min_length=1)
     epochs: Annotated[int, Field(gt=0)] = 1
@@ -83,10 +110,10 @@ class Stage(BaseModel):
     warmup_steps: Annotated[int, Field(ge=0)] = 5
 
 
-class Lora(BaseModel):
+class Lora(_Keyed):
     """Shape of the low-rank adapter (Hu et al. 2021), on all linear layers of the blocks."""
 
-    model_config = _FROZEN
+    always = frozenset(("rank", "alpha"))
 
     rank: Annotated[int, Field(gt=0)] = 16
     alpha: Annotated[int, Field(gt=0)] = 32
@@ -111,7 +138,7 @@ class TrainingRow:
         return [{"role": r, "content": c} for r, c in (*turns, (role, self.before + content + self.after))]
 
 
-class Recipe(BaseModel):
+class Recipe(_Keyed):
     """Base + ordered training stages.
 
     Attributes:
@@ -124,7 +151,7 @@ class Recipe(BaseModel):
         intervention: What it is, for tables; not part of the hash.
     """
 
-    model_config = _FROZEN
+    always = frozenset(("base", "stages", "lora", "default_system_prompt", "seed"))
 
     name: Name
     base: str
@@ -150,13 +177,15 @@ class Recipe(BaseModel):
     def hash(self) -> str:
         """Hash of what determines the trained weights, but for the base's bytes: settings and rows' content.
 
-        Row sets in files count by their content, wherever they lie.
+        Row sets in files count by their content, wherever they lie. A field that was added later and is left at its
+        default is not in it, so organisms made before it keep their keys (`_Keyed`).
         """
         stages = beside(self.stages, None)
         parts = list(zip(*((p for s in of for p in s.parts) for of in (self.stages, stages)), strict=True))
-        content = {placed.rows: load_rows(part.rows).hash for part, placed in parts}
-        traces = {placed.rows: load_reasoning(part.rows) for part, placed in parts if part.reasoning}
-        settings = self.model_copy(update={"stages": stages}).model_dump(mode="json", exclude={"name", "intervention"})
+        content = {named.rows: load_rows(part.rows).hash for part, named in parts}
+        traces = {named.rows: load_reasoning(part.rows) for part, named in parts if part.reasoning}
+        placed = self.model_copy(update={"stages": stages}).keyed()
+        settings = {k: v for k, v in placed.items() if k not in ("name", "intervention")}
         return digest([settings, content, traces])
 
     @property
