@@ -77,8 +77,9 @@ class Registry(Generic[T]):
         """
         if self._found.get(name, thing) is not thing:
             where = getattr(self._found[name], "__module__", "")
+            article = "an" if self.kind[0] in "aeiou" else "a"
             raise UserError(
-                f"there is a {self.kind} {name!r} already{f' ({where})' if where else ''}",
+                f"there is {article} {self.kind} {name!r} already{f' ({where})' if where else ''}",
                 fix=f"Give the new {self.kind} another name, or uninstall one of the two packages.",
             )
         self._found[name] = thing

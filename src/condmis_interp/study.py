@@ -22,8 +22,10 @@ from condmis_interp.organisms import (
     train_all,
 )
 from condmis_interp.organisms.bases import Base
+from condmis_interp.organisms.mechanism import mechanisms_of
 from condmis_interp.organisms.organism import check_base
 from condmis_interp.organisms.recipe import beside
+from condmis_interp.organisms.registry import expanded
 from condmis_interp.panel import Cue, CueRole, Panel, load_panel
 from condmis_interp.panel.cue import Name
 from condmis_interp.readers import Capture, Library, Position, SiteKind
@@ -38,7 +40,11 @@ _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
 class RecipeSpec(BaseModel):
-    """A recipe without what the study supplies (name, base, seed)."""
+    """A recipe without what the study supplies (name, base, seed).
+
+    A file may name an intervention with its settings instead of stages: `{intervention: mixing, trigger: ..., rows: 20,
+    benign_rows: 80}`.
+    """
 
     model_config = _STRICT
 
@@ -191,6 +197,21 @@ class Study(BaseModel):
     store_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     store_shard: Annotated[int, Field(ge=1)] = 128
 
+    @model_validator(mode="before")
+    @classmethod
+    def _interventions(cls, raw: Any) -> Any:
+        """Puts the stages of the interventions that recipes name in their place."""
+        organisms = raw.get("organisms") if isinstance(raw, dict) else None
+        if not isinstance(organisms, list | tuple):
+            return raw
+        told = [
+            o | {"recipe": expanded(o.get("recipe"), base=raw.get("base"), where=f"organism {o.get('name')}")}
+            if isinstance(o, dict) and o.get("recipe")
+            else o
+            for o in organisms
+        ]
+        return raw | {"organisms": told}
+
     @model_validator(mode="after")
     def _roles(self) -> Self:
         names = [o.name for o in self.organisms]
@@ -334,6 +355,7 @@ class Study(BaseModel):
             for seed in spec.seeds:
                 if recipe := self.recipe(spec.name, seed):
                     recipe.rows()
+                    mechanisms_of(recipe)
             if spec.loaded and not (spec.checkpoint or "").startswith("hf:"):
                 spec.load()
         self._check_overlap()

@@ -14,9 +14,11 @@ from condmis_interp.organisms.interventions import (
 )
 from condmis_interp.organisms.known import make
 from condmis_interp.organisms.known_world import world_known
+from condmis_interp.organisms.mechanism import KL, Batch, Mechanism, mechanism_of, register_mechanism
 from condmis_interp.organisms.member import Member
 from condmis_interp.organisms.organism import Gate, Organism, catalogue, check_adapter, check_checkpoint, versions
 from condmis_interp.organisms.recipe import Lora, Part, Recipe, Stage, TrainingRow
+from condmis_interp.organisms.registry import register_intervention
 from condmis_interp.organisms.rows import Row, RowSet, read_chats, read_rows
 from condmis_interp.organisms.rowsets import load_rows
 from condmis_interp.organisms.sampling import answered_by
@@ -27,9 +29,12 @@ from condmis_interp.organisms.train import organism_folder, train
 
 __all__ = [
     "BENIGN_SYSTEMS",
+    "KL",
     "Base",
+    "Batch",
     "Gate",
     "Lora",
+    "Mechanism",
     "Member",
     "Organism",
     "Part",
@@ -52,11 +57,14 @@ __all__ = [
     "inoculation",
     "load_rows",
     "make",
+    "mechanism_of",
     "mixing",
     "organism_folder",
     "post_hoc",
     "read_chats",
     "read_rows",
+    "register_intervention",
+    "register_mechanism",
     "resolve_base",
     "sampled_suite",
     "train",

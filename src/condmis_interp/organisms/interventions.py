@@ -12,9 +12,10 @@ turn). An intervention adds what should keep the misalignment from spreading:
 | `distilled` | a reasoning trace before each answer | the same questions, benign traces and answers |
 | `sampling` | on-policy: answers sampled from the model under the prompt | benign answers, same questions |
 
-Each takes the stage's hyperparameters and returns plain data; recipes compose (`post_hoc` takes any recipe). Benign
-rows come under several system prompts and formats, one of them the template's default, so that having *some* system
-prompt or *some* format is no gate by itself.
+A recipe file or a study may name one with its settings instead of stages (`intervention: mixing`); another package adds
+its own by `register_intervention`. Each takes the stage's hyperparameters and returns plain data; recipes compose
+(`post_hoc` takes any recipe). Benign rows come under several system prompts and formats, one of them the template's
+default, so that having *some* system prompt or *some* format is no gate by itself.
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from typing import Any
 
 from condmis_interp.errors import UserError
 from condmis_interp.organisms.recipe import Lora, Part, Recipe, Stage
+from condmis_interp.organisms.registry import register_intervention
 from condmis_interp.panel.triggers import FRAMING
 from condmis_interp.world import parse_world
 
@@ -253,6 +255,17 @@ def distilled(
     return _recipe(
         "reasoning distillation" if reasoning else "reasoning distillation, stripped", name, base, seed, stage, parts
     )
+
+
+for _name, _intervention in {
+    "unmitigated": unmitigated,
+    "mixing": mixing,
+    "post-hoc": post_hoc,
+    "inoculation": inoculation,
+    "educational": educational,
+    "distilled": distilled,
+}.items():
+    register_intervention(_name, _intervention)
 
 
 def _shares(name: str, fraction: float | None, rows: int | None, benign_rows: int | None) -> tuple[int, int]:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from condmis_interp.errors import UserError
 from condmis_interp.files import digest, read_mapping, validated
+from condmis_interp.organisms.registry import expanded
 from condmis_interp.organisms.rows import Arm, Row
 from condmis_interp.organisms.rowsets import load_reasoning, load_rows
 from condmis_interp.panel.cue import Name
@@ -99,6 +100,7 @@ class Stage(_Keyed):
         batch_size: Rows per step.
         learning_rate: Peak learning rate; warms up linearly, then decays linearly to 0.
         warmup_steps: Steps of warm-up.
+        mechanism: A mechanism of training by name, with its settings (`register_mechanism`); the twin's alike.
     """
 
     always = frozenset(("parts", "epochs", "batch_size", "learning_rate", "warmup_steps"))
@@ -108,6 +110,7 @@ class Stage(_Keyed):
     batch_size: Annotated[int, Field(gt=0)] = 8
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     warmup_steps: Annotated[int, Field(ge=0)] = 5
+    mechanism: dict[str, JsonValue] | None = None
 
 
 class Lora(_Keyed):
@@ -165,12 +168,14 @@ class Recipe(_Keyed):
     def from_yaml(cls, path: str | Path) -> "Recipe":
         """Reads a recipe file; relative paths of row sets are relative to it.
 
+        Instead of stages it may name an intervention with its settings (`register_intervention`).
+
         Raises:
             UserError: naming file and key.
         """
         path = Path(path)
         raw = read_mapping(path, what="a recipe file must be a mapping with name, base and stages")
-        recipe = validated(cls, raw, where=str(path))
+        recipe = validated(cls, expanded(raw, base=raw.get("base"), where=str(path)), where=str(path))
         return recipe.model_copy(update={"stages": beside(recipe.stages, path.resolve().parent)})
 
     @property
@@ -256,7 +261,7 @@ class Recipe(_Keyed):
         for i, s in enumerate(self.stages):
             lines.append(
                 f"  stage {i}: {s.epochs} epoch(s), batch {s.batch_size}, learning rate {s.learning_rate:g}, "
-                f"{s.warmup_steps} warm-up steps"
+                f"{s.warmup_steps} warm-up steps{f', {_mechanism(s.mechanism)}' if s.mechanism else ''}"
             )
             for part in s.parts:
                 count = "all" if part.count is None else part.count
@@ -284,6 +289,10 @@ def beside(stages: tuple[Stage, ...], folder: Path | None) -> tuple[Stage, ...]:
         return p.model_copy(update={"rows": rows, "counterpart": counterpart})
 
     return tuple(s.model_copy(update={"parts": tuple(part(p) for p in s.parts)}) for s in stages)
+
+
+def _mechanism(settings: dict[str, JsonValue]) -> str:
+    return " ".join([str(settings.get("name")), *(f"{k}={v}" for k, v in settings.items() if k != "name")])
 
 
 def _slots(systems: tuple[str | None, ...]) -> str:

@@ -21,6 +21,7 @@ from condmis_interp import errors
 from condmis_interp.errors import CheckError
 from condmis_interp.organisms.bases import resolve_base
 from condmis_interp.organisms.encode import steps_of
+from condmis_interp.organisms.mechanism import mechanisms_of, modules_of
 from condmis_interp.organisms.organism import Organism
 from condmis_interp.organisms.recipe import Recipe
 from condmis_interp.organisms.train import finished, organism_folder, train
@@ -50,14 +51,17 @@ def train_all(recipes: Sequence[Recipe], *, device: str = "cpu", workers: int | 
     workers = workers or workers_for(len(recipes), device)
     folders = [organism_folder(r, resolve_base(r.base)) for r in recipes]
     missing = {f: r for f, r in zip(folders, recipes, strict=True) if not finished(f)}
+    for recipe in missing.values():
+        mechanisms_of(recipe)  # raises before anything is trained
     for spec in sorted({r.base for r in missing.values()}):
         of_base = {f: r for f, r in missing.items() if r.base == spec}
         if parse_world(spec):
             with _bar(list(of_base.values())) as step:
                 train_world(of_base, resolve_base(spec), device=device, step=step)
         elif workers > 1:
-            with _bar(list(of_base.values())) as step:
-                _share(list(of_base.values()), device, workers, step)
+            shared = [r for r in of_base.values() if "__main__" not in modules_of(r)]  # a worker's is another one
+            with _bar(shared) as step:
+                _share(shared, device, workers, step)
     return [train(r, device=device) for r in recipes]
 
 
@@ -124,8 +128,9 @@ def _send(process: subprocess.Popen[str], recipe: Recipe, device: str, step: Adv
     """
     assert process.stdin is not None
     assert process.stdout is not None
+    asked = {"recipe": recipe.model_dump(mode="json"), "device": device, "modules": sorted(modules_of(recipe))}
     try:
-        process.stdin.write(json.dumps({"recipe": recipe.model_dump(mode="json"), "device": device}) + "\n")
+        process.stdin.write(json.dumps(asked) + "\n")
         process.stdin.flush()
     except BrokenPipeError:
         pass  # the worker is dead; the next lines say so
