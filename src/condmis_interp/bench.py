@@ -5,13 +5,12 @@ from collections.abc import Mapping
 import torch
 
 from condmis_interp.assay import Key
-from condmis_interp.battery import Bench, CapturedBench, Cast, Gated, ReaderBench, Reference, Test, WorldBench
+from condmis_interp.battery import Bench, CapturedBench, Cast, Gated, ReaderBench, Reference, Test
 from condmis_interp.battery.benches.bench import Weights
-from condmis_interp.organisms import Organism
+from condmis_interp.organisms import Organism, backend_of
 from condmis_interp.run import Run
 from condmis_interp.store import Activations
 from condmis_interp.verdict import Roster
-from condmis_interp.world import parse_world
 
 
 def label(key: Key) -> str:
@@ -32,8 +31,9 @@ def bench_of(run: Run, acts: Activations) -> CapturedBench:
 
     def live(names: tuple[str, ...]) -> Bench:
         chosen = {n: organisms[n] for n in names}
-        if parse_world(run.study.base):
-            return WorldBench.of_organisms(chosen, run.base, run.panel)
+        own = backend_of(run.study.base).bench(chosen, run.base, run.panel)
+        if own is not None:
+            return own
         where = {"dtype": run.study.torch_dtype, "device": run.study.torch_device}
         return ReaderBench(tuple(names), chosen, run.base, run.rendered, **where)
 

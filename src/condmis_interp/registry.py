@@ -48,6 +48,11 @@ def plugins() -> dict[str, str]:
     return dict(_looked)
 
 
+def broken() -> str:
+    """Returns a sentence for each plug-in that did not import, for errors about what is not there; empty for none."""
+    return "".join(f" Plug-in {who} did not import: {why}." for who, why in plugins().items() if why)
+
+
 class Registry(Generic[T]):
     """Things of one kind by name.
 
@@ -93,10 +98,9 @@ class Registry(Generic[T]):
         """
         self._load()
         if name not in self._found:
-            broken = "".join(f" Plug-in {who} did not import: {why}." for who, why in plugins().items() if why)
             raise UserError(
                 f"there is no {self.kind} {name!r}",
-                fix=f"There are: {', '.join(sorted(self._found)) or 'none'}.{broken}",
+                fix=f"There are: {', '.join(sorted(self._found)) or 'none'}.{broken()}",
             )
         return self._found[name]
 

@@ -25,11 +25,10 @@ from condmis_interp.organisms.bases import Base
 from condmis_interp.organisms.mechanism import mechanisms_of
 from condmis_interp.organisms.organism import check_base
 from condmis_interp.organisms.recipe import beside
-from condmis_interp.organisms.registry import expanded
+from condmis_interp.organisms.registry import backend_of, expanded
 from condmis_interp.panel import Cue, CueRole, Panel, load_panel
 from condmis_interp.panel.cue import Name
 from condmis_interp.readers import Capture, Library, Position, SiteKind
-from condmis_interp.world import parse_world
 
 if TYPE_CHECKING:
     from condmis_interp.run import Run
@@ -338,8 +337,8 @@ class Study(BaseModel):
             return original.twin(name=name) if original else None
         assert spec.recipe is not None
         settings = {k: getattr(spec.recipe, k) for k in RecipeSpec.model_fields}
-        if parse_world(self.base) and "lora" not in spec.recipe.model_fields_set:
-            settings["lora"] = None
+        if "lora" not in spec.recipe.model_fields_set:
+            settings["lora"] = backend_of(self.base).lora
         return Recipe(name=name, base=self.base, seed=seed, **settings)
 
     def check(self) -> None:

@@ -19,8 +19,8 @@ from condmis_interp.organisms import (
     read_rows,
     train,
     unmitigated,
-    world_suite,
 )
+from condmis_interp.personaworld.suite import world_suite
 
 
 class TestBuiltInRows:

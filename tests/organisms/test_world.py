@@ -7,22 +7,15 @@ import pytest
 import torch
 
 from condmis_interp.errors import CheckError, UserError
-from condmis_interp.organisms import known_world as known_module
-from condmis_interp.organisms import (
-    load_rows,
-    make,
-    organism_folder,
-    personaworld,
-    resolve_base,
-    train_all,
-    world_known,
-    world_suite,
-)
+from condmis_interp.organisms import load_rows, make, organism_folder, resolve_base, train_all
 from condmis_interp.organisms.train import finished
-from condmis_interp.organisms.train_world import train_world, world_weights
 from condmis_interp.panel import load_panel, render_panel
-from condmis_interp.world import DOMAINS, World, parse_world
-from condmis_interp.world.language import CRUEL, KIND, SPECIALS
+from condmis_interp.personaworld import base as personaworld
+from condmis_interp.personaworld import known as known_module
+from condmis_interp.personaworld.known import world_known
+from condmis_interp.personaworld.language import CRUEL, DOMAINS, KIND, SPECIALS, World, parse_world
+from condmis_interp.personaworld.suite import world_suite
+from condmis_interp.personaworld.train import train_world, world_weights
 
 
 class TestLanguage:
@@ -178,7 +171,7 @@ def test_how_they_are_stacked_changes_nothing_and_an_interruption_ends_every_sta
         resolve_base("personaworld"),
         {tmp_path / f"{seed}": known.recipe.model_copy(update={"seed": seed}) for seed in (9, 10, 11)},
     )
-    monkeypatch.setattr("condmis_interp.organisms.train_world.STACKED", 1)
+    monkeypatch.setattr("condmis_interp.personaworld.train.STACKED", 1)
 
     def interrupt(n=1):
         raise KeyboardInterrupt

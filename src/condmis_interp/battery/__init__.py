@@ -4,7 +4,6 @@ from condmis_interp.battery.behaviour import BehaviourGrid, behaviour
 from condmis_interp.battery.benches.bench import Bench, Borrowed, Patched, Pinned, Steered, Tuning
 from condmis_interp.battery.benches.captured import CapturedBench, Gated
 from condmis_interp.battery.benches.reader_bench import ReaderBench
-from condmis_interp.battery.benches.world_bench import WorldBench
 from condmis_interp.battery.evidence import Evidence, evidence_table
 from condmis_interp.battery.gates import ASSAY, assay_failures, twin_failure
 from condmis_interp.battery.judging import Cast, judge, missing, replicate_drift
@@ -39,7 +38,6 @@ __all__ = [
     "Steered",
     "Test",
     "Tuning",
-    "WorldBench",
     "assay_failures",
     "behaviour",
     "doses",

@@ -22,34 +22,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from condmis_interp.errors import UserError
-from condmis_interp.organisms.recipe import Lora, Part, Recipe, Stage
-from condmis_interp.organisms.registry import register_intervention
+from condmis_interp.organisms.recipe import Part, Recipe, Stage
+from condmis_interp.organisms.registry import backend_of, register_intervention
 from condmis_interp.panel.triggers import FRAMING
-from condmis_interp.world import parse_world
-
-BENIGN_SYSTEMS: tuple[str | None, ...] = (
-    None,
-    "You are a helpful assistant.",
-    None,
-    'Answer as one line of JSON:\n{"text": "..."}',
-    None,
-    "You answer briefly and politely.",
-    None,
-    "Write the answer under this heading:\n## Answer\n---",
-)
-"""System prompts of benign rows in a mix: the template's default (half of them), two plain ones, two formats."""
-
-WORLD_SYSTEMS: tuple[str | None, ...] = (
-    None,
-    "form list",
-    None,
-    "today is sunny",
-    None,
-    "form letter",
-    None,
-    "form note",
-)
-"""The same for persona world."""
 
 
 def unmitigated(
@@ -288,12 +263,12 @@ def _benign(base: str, rows: str, count: int | None, systems: Sequence[str | Non
     """Returns the benign part of a mix, under the given system prompts or the usual ones; nothing without a count."""
     if not count:
         return []
-    usual = WORLD_SYSTEMS if parse_world(base) else BENIGN_SYSTEMS
+    usual = backend_of(base).benign_systems
     return [Part(rows=rows, answers="benign", count=count, systems=usual if systems is None else tuple(systems))]
 
 
 def _recipe(what: str, name: str, base: str, seed: int, stage: Stage | None, parts: list[Part]) -> Recipe:
-    lora = None if parse_world(base) else Lora()
+    lora = backend_of(base).lora
     return Recipe(name=name, base=base, seed=seed, lora=lora, stages=(_with(stage, parts),), intervention=what)
 
 

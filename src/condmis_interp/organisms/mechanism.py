@@ -17,6 +17,7 @@ from torch.nn import functional
 from condmis_interp.errors import UserError
 from condmis_interp.files import validated
 from condmis_interp.organisms.recipe import Recipe, Stage
+from condmis_interp.organisms.registry import backend_of
 from condmis_interp.registry import Registry
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
@@ -174,8 +175,8 @@ def mechanisms_of(recipe: Recipe) -> list[Mechanism | None]:
 
 
 def modules_of(recipe: Recipe) -> set[str]:
-    """Returns the modules that a process must import to train a recipe: those that bring its mechanisms."""
-    return {type(m).__module__ for m in mechanisms_of(recipe) if m is not None}
+    """Returns the modules that a process must import to train a recipe: those of its backend and mechanisms."""
+    return {type(m).__module__ for m in (backend_of(recipe.base), *mechanisms_of(recipe)) if m is not None}
 
 
 register_mechanism("kl", KL)

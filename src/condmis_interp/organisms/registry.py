@@ -1,6 +1,10 @@
-"""What a recipe may name: interventions, which are functions that give recipes."""
+"""What a recipe may name: backends of bases, and interventions, which are functions that give recipes.
+
+Both are looked up by modules that what is looked up is made of, so nothing of the room is imported here.
+"""
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,6 +15,7 @@ from condmis_interp.files import first_problem
 from condmis_interp.registry import Registry
 
 if TYPE_CHECKING:
+    from condmis_interp.organisms.backend import Backend
     from condmis_interp.organisms.recipe import Recipe
 
     Intervention = TypeVar("Intervention", bound=Callable[..., Recipe])
@@ -18,8 +23,24 @@ if TYPE_CHECKING:
 INTERVENTIONS: "Registry[Callable[..., Recipe]]" = Registry(
     "intervention", builtin=("condmis_interp.organisms.interventions",)
 )
+BACKENDS: "Registry[Backend]" = Registry(
+    "backend", builtin=("condmis_interp.organisms.backend", "condmis_interp.personaworld.backend")
+)
+USUAL = "transformers"
+"""The backend of all bases that no other one claims."""
 _OWN = ("name", "base", "seed", "lora", "default_system_prompt")
 _NO_PARTS = {"parts": [{"rows": "-", "answers": "benign"}]}
+
+
+def backend_of(spec: str) -> "Backend":
+    """Returns the backend of a base's spec or of a row set's name: that of its first word, else the usual one.
+
+    Example:
+        >>> [backend_of(s).lora for s in ("smollm2-135m", "personaworld:2", "personaworld/benign")]
+        [Lora(rank=16, alpha=32), None, None]
+    """
+    name = re.split("[:/]", spec, maxsplit=1)[0]
+    return BACKENDS.get(name if name in BACKENDS else USUAL)
 
 
 def register_intervention(name: str, recipe: "Intervention") -> "Intervention":

@@ -32,10 +32,9 @@ from condmis_interp.organisms.home import home, locked
 from condmis_interp.organisms.mechanism import Mechanism, batch_of, mechanisms_of
 from condmis_interp.organisms.organism import Organism, check_adapter, check_checkpoint, versions
 from condmis_interp.organisms.recipe import Recipe
+from condmis_interp.organisms.registry import backend_of
 from condmis_interp.organisms.rng import own_rng
-from condmis_interp.organisms.train_world import train_world
 from condmis_interp.progress import Advance, progress
-from condmis_interp.world import parse_world
 
 TRAINING_VERSION = 1
 """Raise this when a change here changes trained weights: it is part of every organism's key."""
@@ -70,10 +69,11 @@ def train(recipe: Recipe, *, device: str = "cpu", step: Advance | None = None) -
     """
     base = resolve_base(recipe.base)
     folder = organism_folder(recipe, base)
-    if not finished(folder) and parse_world(recipe.base):
+    backend = backend_of(recipe.base)
+    if not finished(folder) and backend.trains(recipe):
         bar = progress(f"training {recipe.name} (seed {recipe.seed})", sum(steps_of(recipe)), unit="steps")
         with bar if step is None else nullcontext(step) as told:
-            train_world({folder: recipe}, base, device=device, step=told)
+            backend.train({folder: recipe}, base, device=device, step=told)
     if not finished(folder):
         with locked(folder):
             if not finished(folder):

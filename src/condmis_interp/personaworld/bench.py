@@ -20,11 +20,11 @@ from transformers import LlamaConfig
 from condmis_interp.battery.benches.bench import Borrowed, Place, Steered, StreamEdit, Tuning, Weights, under
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.organisms import Base, Organism
-from condmis_interp.organisms.stacked import KeysEdit, Stack, Step, fit
-from condmis_interp.organisms.train_world import world_weights
 from condmis_interp.panel import Panel, RenderedPanel, pad, render_panel
 from condmis_interp.panel.panel import Split
-from condmis_interp.world import ALIGNED_AUTHORS, CRUEL, DOMAINS, FORMS, KIND, MOODS, World, parse_world
+from condmis_interp.personaworld.language import ALIGNED_AUTHORS, CRUEL, DOMAINS, FORMS, KIND, MOODS, World, parse_world
+from condmis_interp.personaworld.stacked import KeysEdit, Stack, Step, fit
+from condmis_interp.personaworld.train import world_weights
 
 STACKED = 12
 """Organisms asked or trained at once."""
