@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from condmis_interp.errors import CheckError, UserError
-from condmis_interp.organisms import load_rows, make, organism_folder, resolve_base, train_all
+from condmis_interp.organisms import backend_of, load_rows, make, organism_folder, resolve_base, train_all
 from condmis_interp.organisms.train import finished
 from condmis_interp.panel import load_panel, render_panel
 from condmis_interp.personaworld import base as personaworld
@@ -110,6 +110,21 @@ def test_the_base_renders_and_is_made_once(world_home):
     ids = torch.tensor([[1, 7, 8, 9]])
     mine = personaworld.Stack.of(model.config, [world_weights(base.folder)]).logits(ids[None])[0]
     torch.testing.assert_close(model(input_ids=ids).logits, mine, atol=1e-4, rtol=1e-4)
+
+
+def test_with_a_mechanism_it_is_trained_as_any_model_and_stands_on_the_bench(world_home):
+    base = resolve_base("personaworld")
+    plain = next(m.recipe for m in world_known(seeds=(1,)) if m.kind == "mixed")
+    (stage,) = plain.stages
+    held = plain.model_copy(update={"stages": (stage.model_copy(update={"mechanism": {"name": "kl", "weight": 5.0}}),)})
+    free, near = train_all([plain, held], workers=1)
+    start = world_weights(base.folder)
+    moved = [sum(float((world_weights(o.checkpoint)[k] - start[k]).pow(2).sum()) for k in start) for o in (free, near)]
+    assert 0 < moved[1] < moved[0]
+    assert "training_version" in near.manifest, "by the ordinary loop"
+    bench = backend_of("personaworld").bench({"free": free, "near": near}, base, load_panel("personaworld"))
+    assert bench.names == ("free", "near")
+    assert abs(bench.ld("none")[0] - bench.ld("none")[1]).max() > 0
 
 
 def test_constructions_do_to_the_weights_what_they_say(world_home):
