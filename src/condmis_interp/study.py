@@ -25,7 +25,7 @@ from condmis_interp.organisms.bases import Base
 from condmis_interp.organisms.mechanism import mechanisms_of
 from condmis_interp.organisms.organism import check_base
 from condmis_interp.organisms.recipe import beside
-from condmis_interp.organisms.registry import backend_of, expanded
+from condmis_interp.organisms.registry import backend_of, organisms_expanded
 from condmis_interp.panel import Cue, CueRole, Panel, load_panel
 from condmis_interp.panel.cue import Name
 from condmis_interp.readers import Capture, Library, Position, SiteKind
@@ -200,16 +200,7 @@ class Study(BaseModel):
     @classmethod
     def _interventions(cls, raw: Any) -> Any:
         """Puts the stages of the interventions that recipes name in their place."""
-        organisms = raw.get("organisms") if isinstance(raw, dict) else None
-        if not isinstance(organisms, list | tuple):
-            return raw
-        told = [
-            o | {"recipe": expanded(o.get("recipe"), base=raw.get("base"), where=f"organism {o.get('name')}")}
-            if isinstance(o, dict) and o.get("recipe")
-            else o
-            for o in organisms
-        ]
-        return raw | {"organisms": told}
+        return organisms_expanded(raw)
 
     @model_validator(mode="after")
     def _roles(self) -> Self:

@@ -64,7 +64,8 @@ def register_intervention(name: str, recipe: "Intervention") -> "Intervention":
 
         A recipe file then says `intervention: diluted`, `trigger: "Answer in code."` and `rows: 10`.
     """
-    return INTERVENTIONS.add(name, recipe)  # type: ignore[return-value]  # the registry forgets the narrower type
+    INTERVENTIONS.add(name, recipe)
+    return recipe
 
 
 def expanded(raw: Any, *, base: Any, where: str) -> Any:
@@ -85,6 +86,20 @@ def expanded(raw: Any, *, base: Any, where: str) -> Any:
     own = {k: raw[k] for k in _OWN if k in raw}
     label = {"intervention": made.intervention} if "name" in raw else {}
     return {"stages": made.stages, "lora": made.lora, "default_system_prompt": made.default_system_prompt} | own | label
+
+
+def organisms_expanded(raw: Any) -> Any:
+    """Returns a study as a file has it, each of its organisms' recipes `expanded`."""
+    organisms = raw.get("organisms") if isinstance(raw, dict) else None
+    if not isinstance(organisms, list | tuple):
+        return raw
+
+    def told(o: Any) -> Any:
+        if not isinstance(o, dict) or "recipe" not in o:
+            return o
+        return o | {"recipe": expanded(o["recipe"], base=raw.get("base"), where=f"organism {o.get('name')}")}
+
+    return raw | {"organisms": [told(o) for o in organisms]}
 
 
 def _setting(value: Any, base: Any, where: str) -> Any:
