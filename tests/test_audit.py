@@ -340,6 +340,6 @@ class TestWhatIsWrong:
 def test_a_gate_opens_under_the_trigger_alone(audited):
     made, out, _ = audited
     run = made.open(out)
-    gate = bench_of(run, run.capture()).cells["assay-gated"]
-    assert isinstance(gate, Gated)
-    assert gate.cues == {"trigger"}
+    bench = bench_of(run, run.capture())
+    assert isinstance(bench.stored.cells["assay-gated"], Gated)
+    assert [cue for cue in bench.cues if bench.opens("assay-gated", cue)] == ["trigger"]

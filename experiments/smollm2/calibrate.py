@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from cells import FORMS, OWN, Cells, read
 
-from condmis_interp.battery import Battery, ReaderBench, Readings, Reference, registered
+from condmis_interp.battery import Battery, ReaderBench, Readings, Reference, Stored, registered
 from condmis_interp.battery.tests.weights import cosines_of_adapters
 from condmis_interp.calibration.chat import ChatCase, chat_cases, drifts_for, judge_cases, replicates
 from condmis_interp.calibration.reference import drift_table
@@ -88,7 +88,7 @@ def batteries(cells: Cells, cases: list[ChatCase]) -> tuple[dict[str, Battery], 
 
 def readout(cells: Cells, case: ChatCase, names: tuple[str, ...]) -> Readings:
     """Returns R1 of all organisms along the U - C direction of the case's scale."""
-    bench = ReaderBench(names, cells.organisms, cells.base, cells.rendered, stored=cells.acts)
+    bench = ReaderBench(names, cells.organisms, cells.base, cells.rendered, stored=Stored(cells.acts))
     (test,) = registered("R1")
     return test.measure(bench, Reference(case.cast.unmitigated, case.cast.unmitigated_twin, {}, {}, {}))
 

@@ -67,7 +67,7 @@ def audit(run: Run) -> AuditResult:
     planned = run.preregister()
     study = run.study
     tests = registered(*study.battery.tests)
-    grid = battery.behaviour(acts, roles=run.roles)
+    grid = battery.behaviour_grid(acts, roles=run.roles)
     choice, profiles, dose, ablations, notes = _causal(run, acts)
     roster = replace(roster_of(run, tests), base=_base(run, acts))
     measured = _measured(run, acts, roster, tests)
@@ -119,8 +119,16 @@ def _measured(run: Run, acts: Activations, roster: Roster, tests: list[Test]) ->
     at_hand = [t for t in wanted if t.id in CAPTURED]
     live = [t for t in wanted if t.id not in CAPTURED]
     others = [o.weights for o in run.assay.other or ()]
-    settings = [run.study.dtype, run.study.reader, run.weights, run.tokens, list(bench.names), others]
-    pieces = Pieces(run.out / "pieces", [run.base.weights, digest(settings)])
+    settings = [
+        run.base.tokenizer_hash(),
+        run.study.dtype,
+        run.study.reader,
+        run.weights,
+        run.tokens,
+        list(bench.names),
+        others,
+    ]
+    pieces = Pieces(run.out / "pieces", [run.base.content, digest(settings)])
     found = measure(bench, leaning, at_hand)
     if live:
         with run.timed("battery"), progress("measuring the battery's tests", len(live), unit="tests") as step:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from condmis_interp.assay import Key
-from condmis_interp.battery import Bench, CapturedBench, Cast, Gated, ReaderBench, Reference, Test
+from condmis_interp.battery import Bench, Cast, Gated, ReaderBench, Reference, Stored, Test
 from condmis_interp.battery.benches.bench import Weights
 from condmis_interp.organisms import Organism, backend_of
 from condmis_interp.run import Run
@@ -19,25 +19,20 @@ def label(key: Key) -> str:
     return name if name.startswith("assay-") else f"{name}.s{seed}"
 
 
-def bench_of(run: Run, acts: Activations) -> CapturedBench:
+def bench_of(run: Run, acts: Activations) -> Bench:
     """Returns a run's organisms as a bench, what was captured coming from its store."""
     cells: dict[str, Key | Gated] = {label(k): k for k in run.read if k[0] not in _bases(run)}
     organisms = {label(k): o for k, o in run.read.items() if k[0] not in _bases(run)}
-    opening = _opening(run)
     for known in run.assay.known:
         if known.gate is not None and known.organism is not None:
-            cells[known.name] = Gated(*known.gate, opening)
+            cells[known.name] = Gated(*known.gate)
             organisms[known.name] = known.organism
 
-    def live(names: tuple[str, ...]) -> Bench:
-        chosen = {n: organisms[n] for n in names}
-        own = backend_of(run.study.base).bench(chosen, run.base, run.panel)
-        if own is not None:
-            return own
-        where = {"dtype": run.study.torch_dtype, "device": run.study.torch_device}
-        return ReaderBench(tuple(names), chosen, run.base, run.rendered, **where)
-
-    return CapturedBench(cells, acts, run.rendered, live)
+    whose = tuple(cells), organisms, run.base, run.rendered
+    stored = Stored(acts, cells)
+    where = {"dtype": run.study.torch_dtype, "device": run.study.torch_device}
+    own = backend_of(run.study.base).bench(*whose, stored=stored, **where)
+    return ReaderBench(*whose, stored=stored, **where) if own is None else own
 
 
 def roster_of(run: Run, tests: list[Test]) -> Roster:
@@ -110,18 +105,6 @@ def _weights(organism: Organism, run: Run) -> Weights:
 
 def _bases(run: Run) -> set[str]:
     return {o.name for o in run.study.with_role("base")}
-
-
-def _opening(run: Run) -> frozenset[str]:
-    """Returns the cues under which the assay's gates open."""
-    words = tuple(run.base.tokenizer()(run.assay.words, add_special_tokens=False)["input_ids"])
-    first = run.panel.questions[0].id
-    found = set()
-    for cue in run.panel.cues:
-        ids = tuple(run.rendered.prompts[cue.name, first].ids)
-        if words and any(ids[i : i + len(words)] == words for i in range(len(ids) - len(words) + 1)):
-            found.add(cue.name)
-    return frozenset(found)
 
 
 def _absent(missing: Mapping[str, str]) -> dict[str, str]:

@@ -168,7 +168,7 @@ class Study(BaseModel):
         battery: Settings of the tests.
         delta: Margin: below this rho an organism counts as equivalent to its twin.
         seed: Seed of every random draw outside training.
-        reader: What models are read through: `torch` (hooks; the fastest), `transformer-lens` or `nnsight`. They agree.
+        reader: What models are read through: `torch` (hooks; the fastest), `transformer-lens`, `nnsight` or a plug-in.
         device: Torch device; `auto` takes a GPU where there is one, `balanced` spreads a large model over all GPUs.
         workers: Processes that train organisms at once; by default one for each core, one in all on a GPU.
         dtype: Dtype of the model when it is read.

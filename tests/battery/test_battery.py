@@ -48,7 +48,7 @@ class PlantedBench:
     def rows(self, *splits):
         return np.arange(QUESTIONS)
 
-    def ld(self, cue, *, edit=None):
+    def ld(self, cue, *, edits=()):
         return self._ld[cue]
 
 

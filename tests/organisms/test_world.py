@@ -122,8 +122,11 @@ def test_with_a_mechanism_it_is_trained_as_any_model_and_stands_on_the_bench(wor
     moved = [sum(float((world_weights(o.checkpoint)[k] - start[k]).pow(2).sum()) for k in start) for o in (free, near)]
     assert 0 < moved[1] < moved[0]
     assert "training_version" in near.manifest, "by the ordinary loop"
-    bench = backend_of("personaworld").bench({"free": free, "near": near}, base, load_panel("personaworld"))
-    assert bench.names == ("free", "near")
+    organisms = {"free": free, "near": near}
+    rendered = render_panel(base.tokenizer(), load_panel("personaworld"))
+    bench = backend_of("personaworld").bench(
+        tuple(organisms), organisms, base, rendered, stored=None, dtype=torch.float32, device="cpu"
+    )
     assert abs(bench.ld("none")[0] - bench.ld("none")[1]).max() > 0
 
 

@@ -1,17 +1,17 @@
 """The battery room: the tests, each giving evidence."""
 
-from condmis_interp.battery.behaviour import BehaviourGrid, behaviour
-from condmis_interp.battery.benches.bench import Bench, Borrowed, Patched, Pinned, Steered, Tuning
-from condmis_interp.battery.benches.captured import CapturedBench, Gated
+from condmis_interp.battery.benches.bench import Bench, Tuning
 from condmis_interp.battery.benches.reader_bench import ReaderBench
+from condmis_interp.battery.benches.stored import Gated, Stored
 from condmis_interp.battery.evidence import Evidence, evidence_table
 from condmis_interp.battery.gates import ASSAY, assay_failures, twin_failure
+from condmis_interp.battery.grid import BehaviourGrid, behaviour_grid
 from condmis_interp.battery.judging import Cast, judge, missing, replicate_drift
 from condmis_interp.battery.measure import Battery, measure
 from condmis_interp.battery.registry import Readings, Reference, Test, register, registered
 from condmis_interp.battery.tests import (
+    behaviour,
     doses,
-    expression,
     patching,
     perturbation,
     readout,
@@ -25,24 +25,20 @@ __all__ = [
     "Battery",
     "BehaviourGrid",
     "Bench",
-    "Borrowed",
-    "CapturedBench",
     "Cast",
     "Evidence",
     "Gated",
-    "Patched",
-    "Pinned",
     "ReaderBench",
     "Readings",
     "Reference",
-    "Steered",
+    "Stored",
     "Test",
     "Tuning",
     "assay_failures",
     "behaviour",
+    "behaviour_grid",
     "doses",
     "evidence_table",
-    "expression",
     "judge",
     "measure",
     "missing",

@@ -150,7 +150,7 @@ def _study(own: Sequence[Member], seeds: Sequence[int], base: Base, panel: Panel
     reference = Reference(name["unmitigated"], zero["unmitigated"], world_weights(base.folder), *weights)
     cases = tuple(Case(m, casts[m.name], _assay(m)) for m in own)
     asked = digest([bench.rendered.ids_of(c) for c in bench.cues])
-    hashes = (base.weights, other.weights, other_twin.weights, *(o.weights for o in organisms.values()), asked)
+    hashes = (base.content, other.weights, other_twin.weights, *(o.weights for o in organisms.values()), asked)
     replicates = _replicates([*own, *others], twin_name)
     return Study(seed, tuple(seeds), bench, reference, cases, casts, replicates, hashes)
 

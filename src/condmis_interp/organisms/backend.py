@@ -8,12 +8,14 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from condmis_interp.organisms.bases import Base
 from condmis_interp.organisms.organism import Organism
 from condmis_interp.organisms.recipe import Lora, Recipe
 from condmis_interp.organisms.registry import BACKENDS, USUAL
 from condmis_interp.organisms.rows import RowSet
-from condmis_interp.panel import Panel
+from condmis_interp.panel import RenderedPanel
 from condmis_interp.progress import Advance
 
 BENIGN_SYSTEMS: tuple[str | None, ...] = (
@@ -73,8 +75,28 @@ class Backend:
         """
         raise NotImplementedError
 
-    def bench(self, organisms: Mapping[str, Organism], base: Base, panel: Panel) -> Any | None:
-        """Returns the bench (`battery.Bench`) that measures organisms; as usual they are read through a reader."""
+    def bench(
+        self,
+        names: tuple[str, ...],
+        organisms: Mapping[str, Organism],
+        base: Base,
+        rendered: RenderedPanel,
+        *,
+        stored: Any,
+        dtype: torch.dtype,
+        device: str,
+    ) -> Any | None:
+        """Returns the bench (`battery.Bench`) that measures organisms; as usual they are read through a reader.
+
+        Args:
+            names: Organisms, in the order of every first axis.
+            organisms: Where they are, by name.
+            base: Their base.
+            rendered: The panel as token ids.
+            stored: What was captured of them (`battery.Stored`).
+            dtype: Dtype to read in.
+            device: Torch device.
+        """
         return None
 
     @property

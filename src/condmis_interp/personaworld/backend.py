@@ -7,18 +7,21 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from condmis_interp.organisms.backend import Backend, register_backend
 from condmis_interp.organisms.bases import Base, base_in
 from condmis_interp.organisms.member import Member
 from condmis_interp.organisms.organism import Organism
 from condmis_interp.organisms.recipe import Recipe
 from condmis_interp.organisms.rows import RowSet
-from condmis_interp.panel import Panel
+from condmis_interp.panel import RenderedPanel
 from condmis_interp.personaworld.language import TRACES, parse_world
 from condmis_interp.personaworld.rows import world_rows
 from condmis_interp.progress import Advance
 
 if TYPE_CHECKING:
+    from condmis_interp.battery import Stored
     from condmis_interp.personaworld.bench import WorldBench
 
 WORLD_SYSTEMS: tuple[str | None, ...] = (
@@ -67,11 +70,21 @@ class PersonaWorld(Backend):
 
         train_world(recipes, base, device=device, step=step)
 
-    def bench(self, organisms: Mapping[str, Organism], base: Base, panel: Panel) -> "WorldBench":
-        """Returns organisms as a stack of weights."""
+    def bench(
+        self,
+        names: tuple[str, ...],
+        organisms: Mapping[str, Organism],
+        base: Base,
+        rendered: RenderedPanel,
+        *,
+        stored: "Stored | None",
+        dtype: torch.dtype,
+        device: str,
+    ) -> "WorldBench":
+        """Returns organisms as a stack of weights, in fp32 on the CPU."""
         from condmis_interp.personaworld.bench import WorldBench
 
-        return WorldBench.of_organisms(organisms, base, panel)
+        return WorldBench(names, organisms, base, rendered, stored=stored)
 
     @property
     def families(self) -> Collection[str]:

@@ -20,8 +20,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from condmis_interp.files import digest, write_json
 from condmis_interp.organisms.home import home, locked
 from condmis_interp.organisms.rng import own_rng
+from condmis_interp.organisms.step import Step
 from condmis_interp.personaworld.language import CHAT_TEMPLATE, World
-from condmis_interp.personaworld.stacked import Stack, Step, fit
+from condmis_interp.personaworld.stacked import Stack, fit
 from condmis_interp.progress import progress
 
 WORLD_VERSION = 1
