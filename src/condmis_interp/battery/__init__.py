@@ -4,11 +4,20 @@ from condmis_interp.battery.benches.bench import Bench, Tuning
 from condmis_interp.battery.benches.reader_bench import ReaderBench
 from condmis_interp.battery.benches.stored import Gated, Stored
 from condmis_interp.battery.evidence import Evidence, evidence_table
-from condmis_interp.battery.gates import ASSAY, assay_failures, twin_failure
 from condmis_interp.battery.grid import BehaviourGrid, behaviour_grid
 from condmis_interp.battery.judging import Cast, judge, missing, replicate_drift
 from condmis_interp.battery.measure import Battery, measure
-from condmis_interp.battery.registry import Readings, Reference, Test, register, registered
+from condmis_interp.battery.registry import (
+    Readings,
+    Reference,
+    Test,
+    Vote,
+    calibrated,
+    register,
+    register_test,
+    registered,
+    voting,
+)
 from condmis_interp.battery.tests import (
     behaviour,
     doses,
@@ -21,7 +30,6 @@ from condmis_interp.battery.tests import (
 )
 
 __all__ = [
-    "ASSAY",
     "Battery",
     "BehaviourGrid",
     "Bench",
@@ -34,9 +42,10 @@ __all__ = [
     "Stored",
     "Test",
     "Tuning",
-    "assay_failures",
+    "Vote",
     "behaviour",
     "behaviour_grid",
+    "calibrated",
     "doses",
     "evidence_table",
     "judge",
@@ -46,10 +55,11 @@ __all__ = [
     "perturbation",
     "readout",
     "register",
+    "register_test",
     "registered",
     "replicate_drift",
     "revival",
     "subspace",
-    "twin_failure",
+    "voting",
     "weights",
 ]
