@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         verdict,
     )  # fmt: skip
     from condmis_interp.auditing import audit
+    from condmis_interp.battery import register_test
     from condmis_interp.errors import CheckError, CondmisError, UserError
     from condmis_interp.study import Run, Study
 
@@ -40,6 +41,7 @@ _FROM = {
     "Study": "study",
     "UserError": "errors",
     "audit": "auditing",
+    "register_test": "battery",
 }
 _ROOMS = (
     "auditing", "battery", "calibration", "causal", "directions", "organisms", "panel", "readers", "report", "sae",
@@ -61,6 +63,7 @@ __all__ = [
     "organisms",
     "panel",
     "readers",
+    "register_test",
     "report",
     "sae",
     "stats",

@@ -296,7 +296,7 @@ class TestWhatIsWrong:
         def broken(bench, reference):
             raise RuntimeError("the state is lost")
 
-        monkeypatch.setitem(registry._TESTS, "R1", replace(registry._TESTS["R1"], measure=broken))
+        monkeypatch.setitem(registry._TESTS._found, "R1", replace(registry._TESTS.get("R1"), measure=broken))
         result = audit(study(place).open(audited[1]))
         r1 = next(e for e in result.evidence if e.id == "R1")
         assert r1.void == "it crashed: RuntimeError: the state is lost"
@@ -342,7 +342,7 @@ class TestWhatIsWrong:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"battery": {"tests": ["A1", "Z9"]}}, "the battery has no test 'Z9'"),
+            ({"battery": {"tests": ["A1", "Z9"]}}, "there is no test 'Z9'"),
             ({"controls": "everything"}, "controls"),
             ({"controls": ["gated", "poisoned"]}, "controls"),
             ({"organisms": [{"name": "assay-m", "role": "M", "checkpoint": "m"}]}, "do not begin with 'assay-'"),
@@ -366,6 +366,6 @@ class TestWhatIsWrong:
 def test_a_gate_opens_under_the_trigger_alone(audited):
     made, out, _ = audited
     run = made.open(out)
-    gate = bench_for(run).cells["assay-gated"]
-    assert isinstance(gate, Gated)
-    assert gate.cues == {"trigger"}
+    bench = bench_for(run)
+    assert isinstance(bench.stored.cells["assay-gated"], Gated)
+    assert [cue for cue in bench.cues if bench.opens("assay-gated", cue)] == ["trigger"]

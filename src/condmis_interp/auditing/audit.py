@@ -20,9 +20,6 @@ from condmis_interp.store import Activations, Pieces
 from condmis_interp.study import Run, Study
 from condmis_interp.verdict import RULE, AuditResult, Roster, findings
 
-CAPTURED = frozenset(("A1", "A2", "R1"))
-"""Tests that need nothing but what a run captures."""
-
 
 def audit(run: Run) -> AuditResult:
     """Does all that is missing, runs the tests, decides, and writes the result and its report into the run's folder.
@@ -40,7 +37,7 @@ def audit(run: Run) -> AuditResult:
     controls, planned = prepare(run)
     acts = run.capture()
     acts.shards.verify()  # now: in the middle of a test damage would pass for a crash of the test
-    grid = battery.behaviour(acts, roles=run.roles)
+    grid = battery.behaviour_grid(acts, roles=run.roles)
     found = causes(run, acts)
     roster = replace(roster_of(run.study, controls, tests), base=_base(run, acts))
     measured = _measured(run, acts, controls, roster, tests)
@@ -128,11 +125,12 @@ def _measured(run: Run, acts: Activations, controls: Controls, roster: Roster, t
     bench = bench_of(study, acts, base=base, rendered=run.rendered, read=run.read, controls=controls)
     wanted = [t for t in tests if t.id not in roster.not_run]
     leaning = reference_of(study, base, controls, wanted)
-    at_hand = [t for t in wanted if t.id in CAPTURED]
-    live = [t for t in wanted if t.id not in CAPTURED]
+    at_hand = [t for t in wanted if t.captured]
+    live = [t for t in wanted if not t.captured]
     others = [o.weights for o in controls.other or ()]
-    settings = [study.dtype, study.reader, run.weights, run.tokens, list(bench.names), others]
-    pieces = Pieces(run.out / "pieces", [base.weights, digest(settings)])
+    read_by = [base.tokenizer_hash(), study.dtype, study.reader]
+    settings = [*read_by, run.weights, run.tokens, list(bench.names), others]
+    pieces = Pieces(run.out / "pieces", [base.content, digest(settings)])
     found = measure(bench, leaning, at_hand)
     if live:
         with run.timed("battery"), progress("measuring the battery's tests", len(live), unit="tests") as step:
@@ -143,10 +141,8 @@ def _measured(run: Run, acts: Activations, controls: Controls, roster: Roster, t
 
 def _left_out(tests: list[Test]) -> dict[str, str]:
     """Returns the rule's tests that the study did not ask for."""
-    internal = (i for ids in RULE.internal.values() for i in ids)
-    of_rule = sorted({*RULE.primary, *RULE.tripwires, *RULE.overt, *internal})
     asked_for = {t.id for t in tests}
-    return {i: "left out by the study (battery.tests)" for i in of_rule if i not in asked_for}
+    return {i: "left out by the study (battery.tests)" for i in RULE.tests if i not in asked_for}
 
 
 def _notes(study: Study, planned: dict[str, Any]) -> list[str]:

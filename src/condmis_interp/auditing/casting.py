@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from condmis_interp.auditing.controls import Controls
-from condmis_interp.battery import Bench, CapturedBench, Cast, Gated, ReaderBench, Reference, Test, WorldBench
+from condmis_interp.battery import Bench, Cast, Gated, ReaderBench, Reference, Stored, Test, WorldBench
 from condmis_interp.battery.benches.bench import Weights
 from condmis_interp.organisms import Base, Organism
 from condmis_interp.panel import RenderedPanel
@@ -34,7 +34,7 @@ def bench_of(
     rendered: RenderedPanel,
     read: Mapping[Key, Organism],
     controls: Controls,
-) -> CapturedBench:
+) -> Bench:
     """Returns a study's organisms and controls as a bench, what was captured coming from the store.
 
     Args:
@@ -48,20 +48,15 @@ def bench_of(
     bases = {o.name for o in study.with_role("base")}
     organisms = {label(k): o for k, o in read.items() if k[0] not in bases}
     cells: dict[str, Key | Gated] = {label(k): k for k in read if k[0] not in bases}
-    opening = _opening(controls.words, base, rendered)
     for control in controls.made:
         if control.gate is not None and control.organism is not None:
-            cells[control.name] = Gated(*control.gate, opening)
+            cells[control.name] = Gated(*control.gate)
             organisms[control.name] = control.organism
-
-    def live(names: tuple[str, ...]) -> Bench:
-        chosen = {n: organisms[n] for n in names}
-        if parse_world(study.base):
-            return WorldBench.of_organisms(chosen, base, rendered.panel)
-        where = {"dtype": study.torch_dtype, "device": study.torch_device}
-        return ReaderBench(tuple(names), chosen, base, rendered, **where)
-
-    return CapturedBench(cells, acts, rendered, live)
+    whose = tuple(cells), organisms, base, rendered
+    stored = Stored(acts, cells)
+    if parse_world(study.base):
+        return WorldBench(*whose, stored=stored)
+    return ReaderBench(*whose, stored=stored, dtype=study.torch_dtype, device=study.torch_device)
 
 
 def roster_of(study: Study, controls: Controls, tests: Sequence[Test]) -> Roster:
@@ -128,18 +123,6 @@ def reference_of(study: Study, base: Base, controls: Controls, tests: Sequence[T
 
 def _weights(organism: Organism, base: Base) -> Weights:
     return dict(organism.model(base, dtype=torch.float32).state_dict())
-
-
-def _opening(words: str, base: Base, rendered: RenderedPanel) -> frozenset[str]:
-    """Returns the cues under which the controls' gates open: those whose prompts have the words in them."""
-    ids = tuple(base.tokenizer()(words, add_special_tokens=False)["input_ids"])
-    first = rendered.panel.questions[0].id
-    found = set()
-    for cue in rendered.panel.cues:
-        prompt = tuple(rendered.prompts[cue.name, first].ids)
-        if ids and any(prompt[i : i + len(ids)] == ids for i in range(len(prompt) - len(ids) + 1)):
-            found.add(cue.name)
-    return frozenset(found)
 
 
 def _not_run(controls: Controls, tests: Sequence[Test], locked: bool) -> dict[str, str]:

@@ -18,7 +18,7 @@ from condmis_interp.organisms.bases import Base
 from condmis_interp.panel import CueRole, Panel, RenderedPanel, render_panel
 from condmis_interp.panel.panel import Split
 from condmis_interp.progress import progress
-from condmis_interp.readers import Edit, GatedReader, PassReader, Request, Trunk, open_reader
+from condmis_interp.readers import Edit, PassReader, Reader, Request, Trunk, open_reader
 from condmis_interp.store import (
     Activations,
     Asked,
@@ -63,7 +63,7 @@ class Run:
         self.panel: Panel = study.load_panel()
         self._settings = study.model_dump(mode="json")
         self._open()
-        self._loaded: tuple[Key, PassReader | GatedReader] | None = None
+        self._loaded: tuple[Key, Reader] | None = None
         self._held: tuple[str, Trunk] | None = None
         self._swap: Swap | None = None
         self._controls: dict[Key, Organism] = {}
@@ -162,7 +162,7 @@ class Run:
             return Organism.of_base(self.base, name=name)
         return self.read[name, seed]
 
-    def reader(self, name: str, seed: int) -> PassReader | GatedReader:
+    def reader(self, name: str, seed: int) -> Reader:
         """Returns a reader of one organism; one model is held at a time."""
         if self._loaded is None or self._loaded[0] != (name, seed):
             self._loaded = self._held = None
@@ -178,7 +178,7 @@ class Run:
     def _determined_by(self, name: str, seed: int) -> list[Any]:
         study = self.study
         weights = self.organism(name, seed).weights
-        return [MEASURING_VERSION, self.base.weights, weights, study.dtype, study.site, study.reader]
+        return [MEASURING_VERSION, self.base.content, weights, study.dtype, study.site, study.reader]
 
     def _requests(self, cue: str, rows: Sequence[int], pairs: int | None = None) -> list[Request]:
         questions = [self.panel.questions[i] for i in rows]
@@ -256,7 +256,7 @@ class Run:
             for c in self.panel.cues
         }
         return Manifest(
-            base=self.base.weights,
+            base=self.base.content,
             tokenizer=self.base.tokenizer_hash(),
             kind=study.site,
             layer_groups=layer_groups(n_layers),

@@ -231,7 +231,7 @@ def _piece(prompts: Sequence[Prompt], begins: Sequence[int], ends: Sequence[int]
     """Returns a pass over part of each prompt, right-padded, without owners."""
     ids, mask = pad([p.ids[b:e] for p, b, e in zip(prompts, begins, ends, strict=True)], right=True)
     positions = torch.tensor(begins)[:, None] + (mask.cumsum(1) - 1).clamp(min=0)
-    scopes = {name: s * mask for name, s in _scopes(prompts, ids.shape, begins).items()}
+    scopes = {name: s * mask for name, s in scopes_of(prompts, ids.shape, begins).items()}
     return Pass(ids, mask, positions, scopes, (), tuple(begins))
 
 
@@ -279,7 +279,7 @@ def _spans_within(prompt: Prompt, length: int) -> tuple[tuple[int, int], ...]:
     return tuple((min(b, length), min(e, length)) for b, e in (prompt.spans[name] for name in _SPANS))
 
 
-def _scopes(prompts: Sequence[Prompt], shape: torch.Size, begins: Sequence[int]) -> dict[str, torch.Tensor]:
+def scopes_of(prompts: Sequence[Prompt], shape: torch.Size, begins: Sequence[int]) -> dict[str, torch.Tensor]:
     """Returns, by scope, 1 where a prompt's token is in it, [rows, position]; columns count from `begins`."""
     scopes = {name: torch.zeros(shape) for name in (*_SPANS, "last_template")}
     for i, (prompt, first) in enumerate(zip(prompts, begins, strict=True)):
@@ -297,7 +297,7 @@ def prompt_pass(prompts: Sequence[Prompt]) -> Pass:
     begins = tuple(len(p.ids) - ids.shape[1] for p in prompts)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     owners = tuple((i, None) for i in range(len(prompts)))
-    return Pass(ids, mask, positions, _scopes(prompts, ids.shape, begins), owners, begins)
+    return Pass(ids, mask, positions, scopes_of(prompts, ids.shape, begins), owners, begins)
 
 
 def next_pass(last: Pass, chosen: torch.Tensor) -> Pass:

@@ -70,7 +70,7 @@ class BehaviourGrid:
         return self.table.pivot(index="organism", columns="cue", values="ld").round(2).to_string()
 
 
-def behaviour(acts: Activations, *, roles: dict[str, str]) -> BehaviourGrid:
+def behaviour_grid(acts: Activations, *, roles: dict[str, str]) -> BehaviourGrid:
     """Returns LD by organism and cue over all questions, with intervals clustered by question family."""
     families = acts.families()
     rows = []

@@ -1,19 +1,47 @@
-"""Hooks: an edit or an observer at a site, with its entry in the ledger."""
+"""Hooks: a change at a site of a PyTorch model; an edit or an observer as such a change, with its ledger entry."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
 
+from condmis_interp.readers.batching import Pass
 from condmis_interp.readers.edits import Edit, union
 from condmis_interp.readers.ledger import Ledger, LedgerEntry
-from condmis_interp.readers.passes import Pass
-from condmis_interp.readers.sites import Site
+from condmis_interp.readers.sites import Site, unwrap
 
 Change = Callable[[torch.Tensor], torch.Tensor | None]
 """What a hook does with the states at its site: returns others, or nothing to leave them."""
 Current = Callable[[], Pass | None]
 """The pass that is being run."""
+
+
+def hook(module: nn.Module, site: Site, change: Change) -> RemovableHandle:
+    """Hooks a change to the module that holds a site (`sites.module_of`); gradients flow through it.
+
+    Args:
+        module: The module.
+        site: `resid_pre` is the module's input, every other kind its output.
+        change: Given the states [rows, position, width]; `None` leaves them.
+    """
+
+    def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        hidden = change(unwrap(args[0] if args else kwargs["hidden_states"]))
+        if hidden is None:
+            return None
+        return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
+
+    def after(_: Any, __: Any, output: Any) -> Any:
+        hidden = change(unwrap(output))
+        if hidden is None:
+            return None
+        return hidden if isinstance(output, torch.Tensor) else (hidden, *output[1:])
+
+    if site.kind == "resid_pre":
+        return module.register_forward_pre_hook(before, with_kwargs=True)
+    return module.register_forward_hook(after)
 
 
 def edited(

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from condmis_interp.errors import CheckError, UserError
+from condmis_interp.readers.base import Capture, Measurement, Position
+from condmis_interp.readers.batching import Batch, Pass, Request
 from condmis_interp.readers.ledger import Ledger
-from condmis_interp.readers.passes import Batch, Pass, Request
-from condmis_interp.readers.reader import Capture, Measurement, Position
 from condmis_interp.readers.sites import Site
 
 _SCOPE_OF: dict[Position, str] = {

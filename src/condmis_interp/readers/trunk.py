@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from condmis_interp.readers.batching import Batch, Request, Until
 from condmis_interp.readers.edits import Edit
-from condmis_interp.readers.passes import Batch, Request, Until
 
 if TYPE_CHECKING:
     from condmis_interp.readers.engine import PassReader
@@ -18,11 +18,11 @@ class Prefix:
     """Another model whose keys and values stand for the beginning of every prompt: where does the condition live?
 
     Attributes:
-        reader: The donor; its model must have the same shapes.
+        donor: Whose: a reader, whose model must have the same shapes; on a bench, the name of an organism on it.
         until: The donor's keys and values are used up to the end of this span, the model's own after it.
     """
 
-    reader: "PassReader" = field(repr=False)
+    donor: "PassReader | str"
     until: Until = "cue"
 
 
