@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from condmis_interp.errors import UserError
 from condmis_interp.files import digest
 from condmis_interp.panel.cue import Cue, CueRole, Name
+from condmis_interp.panel.template import Thinking
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Split = Literal["A", "B", "C"]
@@ -65,6 +66,8 @@ class Panel(BaseModel):
             an inserted system prompt is a cue of its own (docs/words.md), so the choice is made and recorded.
         cues: At least one cue with role `none`, and names that differ.
         questions: Questions with ids that differ.
+        thinking: Of models that can think before they answer: `off` has the answer stand where answers do, the thought
+            switched off or closed empty; `on` has it stand where the model would begin to think.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -73,6 +76,7 @@ class Panel(BaseModel):
     default_system_prompt: Literal["template", "empty"]
     cues: tuple[Cue, ...] = Field(min_length=1)
     questions: tuple[Question, ...] = Field(min_length=1)
+    thinking: Thinking = "off"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
