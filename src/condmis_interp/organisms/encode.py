@@ -35,6 +35,20 @@ def encode(recipe: Recipe, tokenizer: Any, stage: int) -> list[dict[str, list[in
     return encoded
 
 
+def choices_of(recipe: Recipe, tokenizer: Any) -> dict[str, str]:
+    """Returns what was chosen where the chat template leaves a choice, over all rows; for manifests."""
+    slots = {
+        (trained.system if trained.messages[0]["role"] != "system" else trained.messages[0]["content"])
+        for trained in recipe.rows()
+    }
+    asked = [{"role": "user", "content": "?"}]
+    made = [
+        render_prompt(tokenizer, [*system_messages(system, recipe.default_system_prompt), *asked]).choices
+        for system in slots
+    ]
+    return dict(sorted({choice for some in made for choice in some.items()}))
+
+
 def _check_inserted(recipe: Recipe, tokenizer: Any, stage: int) -> None:
     inserted = render_prompt(tokenizer, [{"role": "user", "content": "?"}]).text.rpartition("?")[0]
     for part in recipe.stages[stage].parts:
