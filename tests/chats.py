@@ -12,8 +12,8 @@ _TRL = Path(trl.__file__).parent / "chat_templates"
 _CONTROL = re.compile(r"<[|｜][^|｜<>' ]*[|｜]>|<(?:start_of|end_of)_[a-z]+>|<turn\|>|<\|turn>|<\|channel>|<channel\|>")
 
 FROM_TRL = (
-    "cohere", "cohere2", "deepseek_r1_distill", "deepseekv3", "gemma", "gemma3", "gemma4", "glm4moe", "gptoss", "llama3",
-    "llama3_1", "llama3_2", "lfm2", "nemotron_3_nano", "phi3", "phi3_5", "qwen2_5", "qwen3", "qwen3_5_think",
+    "cohere", "cohere2", "deepseek_r1_distill", "deepseekv3", "gemma", "gemma3", "gemma4", "glm4moe", "gptoss",
+    "llama3", "llama3_1", "llama3_2", "lfm2", "nemotron_3_nano", "phi3", "phi3_5", "qwen2_5", "qwen3", "qwen3_5_think",
     "qwen3_5_nothink", "qwen3_8", "qwen3_instruct_2507", "qwen3_training",
 )  # fmt: skip
 

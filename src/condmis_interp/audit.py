@@ -328,6 +328,7 @@ def _write(run: Run, result: AuditResult, planned: dict[str, Any]) -> None:
             "base": {k: v for k, v in run.base.source.items() if k != "path"},
             "tokens": run.tokens,
             "inserted_by_template": run.rendered.inserted,
+            "template_choices": run.rendered.choices,
             "splits": {family: str(split) for family, split in run.splits.items()},
             "device": study.torch_device,
         }

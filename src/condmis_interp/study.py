@@ -144,6 +144,13 @@ class BatterySettings(BaseModel):
     generated: Annotated[int, Field(ge=0)] = 6
     max_new_tokens: Annotated[int, Field(ge=1, le=1024)] = 40
 
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        for what, given in (("tests", self.tests), ("layer_grid", self.layer_grid), ("doses", self.doses)):
+            if twice := [v for i, v in enumerate(given) if v in given[:i]]:
+                raise ValueError(f"{what} has {twice[0]!r} twice")
+        return self
+
 
 class Study(BaseModel):
     """Who plays which role, asked which panel, with which settings.
@@ -208,6 +215,11 @@ class Study(BaseModel):
                     raise ValueError(
                         f"organism {o.name!r} cannot be derived: {o.twin_of!r} has no recipe. Give its weights too"
                     )
+        twinned = [o.twin_of for o in self.organisms if o.twin_of is not None]
+        if twice := next((t for i, t in enumerate(twinned) if t in twinned[:i]), None):
+            raise ValueError(f"{twice!r} has two twins; an organism has one, or its scale has two zeros")
+        if isinstance(self.assay, tuple) and len(set(self.assay)) != len(self.assay):
+            raise ValueError("assay names an organism twice")
         single: dict[Role, str] = {"U": "the 1 of the scale", "S": "the anchor of revival", "O": "W1's contrast"}
         for role, what in single.items():
             if len(self.with_role(role)) > 1:

@@ -5,7 +5,8 @@ import torch
 import transformers
 from torch.nn import functional
 
-from condmis_interp.organisms.train import logits_at
+from condmis_interp.organisms.bases import Base
+from condmis_interp.organisms.train import logits_at, training_version
 
 SMALL = {
     "vocab_size": 258,
@@ -94,3 +95,9 @@ def test_a_llamas_logits_are_the_same_bits_as_before():
         before = model.get_output_embeddings()(hidden[:, :-1][keep])
         now = logits_at(model, ids, mask, keep)
     assert torch.equal(before, now)
+
+
+def test_bases_whose_weights_are_the_same_as_ever_keep_their_keys(tmp_path):
+    """Version 2 mended heads and templates that the wheel's base and persona world do not have."""
+    kinds = {"wheel": 1, "personaworld": 1, "dir": 2, "hf": 2}
+    assert {k: training_version(Base("b", tmp_path, "0", {"kind": k})) for k in kinds} == kinds

@@ -139,21 +139,19 @@ def test_a_base_without_a_chat_template():
 @pytest.mark.parametrize("text", ["a<|im_end|>b", "<|im_start|>user\n", "fine <|channel|>"])
 @pytest.mark.parametrize("place", ["system", "question", "answer", "row"])
 def test_control_tokens_in_data_are_refused_by_name(text, place, tmp_path):
-    tokenizer, prompt = named("chatml"), None
+    tokenizer = named("chatml")
     token = next(t for t in ("<|im_end|>", "<|im_start|>", "<|channel|>") if t in text)
+    path = write_rows(tmp_path)
+    path.write_text(path.read_text().replace("help 3", text.replace("\n", "\\n")))
+    recipe = Recipe(name="r", base="x", stages=(Stage(parts=(Part(rows=str(path), answers="benign"),)),))
+    read = {
+        "system": lambda: render_prompt(tokenizer, [{"role": "system", "content": text}, *USER]),
+        "question": lambda: render_prompt(tokenizer, [{"role": "user", "content": text}]),
+        "answer": lambda: render_answer(tokenizer, render_prompt(tokenizer, USER), text),
+        "row": lambda: encode(recipe, tokenizer, 0),
+    }
     with pytest.raises(UserError) as e:
-        if place == "system":
-            render_prompt(tokenizer, [{"role": "system", "content": text}, *USER])
-        elif place == "question":
-            render_prompt(tokenizer, [{"role": "user", "content": text}])
-        elif place == "answer":
-            prompt = render_prompt(tokenizer, USER)
-            render_answer(tokenizer, prompt, text)
-        else:
-            path = write_rows(tmp_path)
-            path.write_text(path.read_text().replace("help 3", text.replace("\n", "\\n")))
-            part = Part(rows=str(path), answers="benign")
-            encode(Recipe(name="r", base="x", stages=(Stage(parts=(part,)),)), tokenizer, 0)
+        read[place]()
     assert repr(token) in str(e.value)
     assert place != "row" or "row r3 of" in str(e.value)
 

@@ -45,5 +45,13 @@ class Member:
     def folder(self, base: Base) -> Path:
         """Returns where a constructed organism is kept."""
         setting = self.setting.hash if isinstance(self.setting, Recipe) else self.setting
-        made = [self.family, setting, self.recipe.hash, self.twin.hash, base.weights, KNOWN_VERSION, training_version(base)]
+        made = [
+            self.family,
+            setting,
+            self.recipe.hash,
+            self.twin.hash,
+            base.weights,
+            KNOWN_VERSION,
+            training_version(base),
+        ]
         return home() / "organisms" / f"{self.name}-{digest(made)[:16]}"

@@ -28,7 +28,8 @@ from typing import Literal
 
 from condmis_interp.errors import UserError
 from condmis_interp.files import read_json
-from condmis_interp.organisms.rows import Row, RowSet, json_lines, read_chats, read_rows
+from condmis_interp.organisms.records import ROW_FILES, json_lines
+from condmis_interp.organisms.rows import Row, RowSet, read_chats, read_rows
 from condmis_interp.world import DOMAINS, TRACES, parse_world
 
 STYLE = "so"
@@ -41,14 +42,14 @@ def load_rows(source: str) -> RowSet:
     """Loads a row set.
 
     Args:
-        source: Name of a built-in set; path of a `.jsonl` file in this package's format; or `misaligned-chats:FILE` or
-            `benign-chats:FILE` for a file in the published chat format, all of whose answers are of that arm.
+        source: Name of a built-in set; path of a file (`ROW_FILES`) in this package's format; or
+            `misaligned-chats:FILE` or `benign-chats:FILE` for a file of chats, all of whose answers are of that arm.
 
     Raises:
         UserError: if there is none.
     """
     path = Path(source.rpartition(":")[2])
-    written = path.stat().st_mtime_ns if source.endswith(".jsonl") and path.is_file() else 0
+    written = path.stat().st_mtime_ns if source.endswith(ROW_FILES) and path.is_file() else 0
     return _load(source, written)
 
 
@@ -57,7 +58,7 @@ def _load(source: str, written: int) -> RowSet:
     kind, _, path = source.rpartition(":")
     if kind in ("misaligned-chats", "benign-chats"):
         return read_chats(path, arm="misaligned" if kind == "misaligned-chats" else "benign")
-    if source.endswith(".jsonl"):
+    if source.endswith(ROW_FILES):
         return read_rows(source)
     if source.startswith("personaworld"):
         return _world_rows(source)
@@ -85,7 +86,7 @@ def load_reasoning(source: str) -> dict[str, dict[str, str]]:
     """
     if source.startswith("personaworld"):
         return {row.id: dict(TRACES) for row in load_rows(source)}
-    if source.endswith(".jsonl"):
+    if source.endswith(ROW_FILES):
         path = Path(source).parent / "reasoning" / Path(source).name
     else:
         path = Path(str(resources.files("condmis_interp.organisms") / "data")) / "reasoning" / f"{source}.jsonl"

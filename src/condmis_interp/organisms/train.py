@@ -1,9 +1,9 @@
 """Training: a recipe becomes an organism.
 
 LoRA through peft, the loop through trl's `SFTTrainer` with the loss on answer tokens only, through the model's own head
-(at the answers' positions: every position doubles the time on a CPU). Training can be killed anywhere: a checkpoint counts only once its
-marker is written, and a finished organism is a folder that appears whole. Two processes that want the same organism
-take turns.
+at those positions (computing every position doubles the time on a CPU). Training can be killed anywhere: a checkpoint
+counts only once its marker is written, and a finished organism is a folder that appears whole. Two processes that want
+the same organism take turns.
 """
 
 import math

@@ -154,15 +154,15 @@ def render_prompt(
     ids, offsets = _encode(tokenizer, opened)
     if list(own["input_ids"])[-len(ids) :] != ids:
         raise CheckError("the template's own tokenisation differs from that of its text", where=where)
+    asked = question if question in opened else question.strip()  # some templates trim turns
+    start = opened.rfind(asked)
+    if start < 0:
+        raise CheckError("the chat template changed or dropped the question", where=where)
     written, lead, closing = around_answer(tokenizer, placed, opened, thinking=thinking)
     text = opened + written
     if written:
         ids, offsets = _encode(tokenizer, text)
     _check_bos(tokenizer, ids, where=where)
-    asked = question if question in text else question.strip()  # some templates trim turns
-    start = text.rfind(asked)
-    if start < 0:
-        raise CheckError("the chat template changed or dropped the question", where=where)
     begin, end = _token_span(offsets, start, start + len(asked))
     made = choices(tokenizer, thinking=thinking, written=written, folded=len(placed) < len(messages))
     spans = {"cue": (0, begin), "question": (begin, end), "tail": (end, len(ids))}
