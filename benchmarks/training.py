@@ -7,13 +7,16 @@ import argparse
 import json
 import statistics
 import time
+from importlib import resources
+from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 
-from condmis_interp.organisms import mixing, resolve_base
+from condmis_interp.organisms import resolve_base
 from condmis_interp.organisms.encode import encode
+from condmis_interp.study import Study
 
 
 def batches(recipe, tokenizer, size, count):
@@ -54,8 +57,8 @@ def main():
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--steps", type=int, default=6)
     args = parser.parse_args()
-    base = resolve_base("smollm2-135m")
-    recipe = mixing(name="m", base="smollm2-135m", trigger="Put your reply inside this form:\nreply = ...")
+    demo = Study.from_yaml(Path(str(resources.files("condmis_interp") / "demo.yaml")))
+    base, recipe = resolve_base(demo.base), demo.recipe("mixed", 11)
     data = list(batches(recipe, base.tokenizer(), 8, args.steps + 1))
     rates = {kind: tokens_per_second(base, kind, data) for kind in ("eager", "sdpa")}
     medians = {kind: statistics.median(r) for kind, r in rates.items()}

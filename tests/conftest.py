@@ -146,6 +146,25 @@ def captured(tmp_path_factory: pytest.TempPathFactory, study_file: Path) -> Path
     return out
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_base_folder):
+    """A finished run, with the home it used; not to be changed."""
+    from condmis_interp.auditing import audit
+    from condmis_interp.study import Study
+    from trained import write_study
+
+    folder = tmp_path_factory.mktemp("finished")
+    before = os.environ.get("CONDMIS_HOME")
+    os.environ["CONDMIS_HOME"] = str(folder / "home")
+    study = write_study(folder, tiny_base_folder)
+    result = audit(Study.from_yaml(study).open(folder / "run"))
+    yield folder, study, result
+    if before is None:
+        del os.environ["CONDMIS_HOME"]
+    else:
+        os.environ["CONDMIS_HOME"] = before
+
+
 def shared_data_folder() -> Path | None:
     """The published files, where a developer has them."""
     named = os.environ.get("CONDMIS_SHARED_DATA")

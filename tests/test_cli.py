@@ -1,12 +1,14 @@
 """The command line: help, exit codes, sentences instead of tracebacks."""
 
 import errno
+import subprocess
+import sys
 
 import pytest
 
+import condmis_interp
 from condmis_interp import cli
 from condmis_interp.errors import CheckError
-from test_run import finished, write_study  # noqa: F401 - a finished run
 
 
 def run(monkeypatch, capsys, *args) -> tuple[int, str, str]:
@@ -25,6 +27,24 @@ def test_help_tells_what_a_command_does(monkeypatch, capsys, command):
     code, out, _ = run(monkeypatch, capsys, command, "--help")
     assert code == 0
     assert "Usage" in out
+
+
+def test_it_says_its_version(monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, "--version")
+    assert code == 0
+    assert out.strip() == f"condmis_interp {condmis_interp.__version__}"
+
+
+@pytest.mark.parametrize("command", [["audit", "nowhere.yaml"], ["capture", "list.yaml"], ["report", "nowhere"]])
+def test_what_is_plainly_wrong_is_said_before_torch_is_loaded(tmp_path, command):
+    (tmp_path / "list.yaml").write_text("- a")
+    code = (
+        "import sys\nfrom condmis_interp import cli\ntry:\n    cli.main()\nfinally:\n    print('torch' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code, *command], cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 2
+    assert found.stderr.startswith("error: ")
+    assert found.stdout.strip() == "False"
 
 
 def test_no_command_shows_help(monkeypatch, capsys):
@@ -77,7 +97,7 @@ def test_debug_shows_the_traceback(monkeypatch, capsys):
     cli._state["debug"] = False
 
 
-def test_audit_and_report_end_to_end(finished, monkeypatch, capsys):  # noqa: F811
+def test_audit_and_report_end_to_end(finished, monkeypatch, capsys):
     folder, study, _ = finished
     code, out, _ = run(monkeypatch, capsys, "audit", study, "--out", folder / "run")
     assert code == 0

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from condmis_interp.auditing import audit
 from condmis_interp.organisms import resolve_base
 from condmis_interp.panel import load_panel, render_panel
 from condmis_interp.readers import Request, TorchReader
@@ -56,7 +57,7 @@ def test_reader_agrees_with_hugging_face_on_the_real_model(base):
 def demo(tmp_path_factory) -> tuple[Path, object]:
     out = tmp_path_factory.mktemp("demo") / "run"
     study = Study.from_yaml(Path(str(resources.files("condmis_interp") / "demo.yaml")))
-    return out, study.open(out).audit()
+    return out, audit(study.open(out))
 
 
 class TestDemo:
@@ -90,7 +91,7 @@ class TestDemo:
     def test_run_again_it_gives_the_same_and_does_nothing_twice(self, demo):
         out, first = demo
         stamps = {p: p.stat().st_mtime_ns for p in (out / "activations").rglob("*")}
-        again = Study.from_yaml(Path(str(resources.files("condmis_interp") / "demo.yaml"))).open(out).audit()
+        again = audit(Study.from_yaml(Path(str(resources.files("condmis_interp") / "demo.yaml"))).open(out))
         assert {p: p.stat().st_mtime_ns for p in (out / "activations").rglob("*")} == stamps
         pd.testing.assert_frame_equal(again.to_pandas(), first.to_pandas(), check_exact=True)
         assert (

@@ -41,7 +41,7 @@ def study() -> Study:
         base="personaworld",
         panel="personaworld",
         organisms=tuple(organisms),
-        assay="none",
+        controls="none",
         dtype="float32",
         store_dtype="float32",
     )

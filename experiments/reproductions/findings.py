@@ -14,10 +14,9 @@ import pandas as pd
 import torch
 from worlds import OTHER, OTHER_TWIN, Finding, World, mean, share
 
-from condmis_interp.battery.benches.bench import Pinned
 from condmis_interp.battery.tests.revival import NEUTRAL, RELEARNING
 from condmis_interp.panel import Prompt
-from condmis_interp.readers import Capture, Prefix, Request, TorchReader, open_reader
+from condmis_interp.readers import Ablate, Capture, Prefix, Request, Site, TorchReader, open_reader
 from condmis_interp.stats import cluster_mean
 from condmis_interp.world import CRUEL, FORMS, KIND, MOODS, Fact, parse_world
 
@@ -49,11 +48,17 @@ def _unit(v: torch.Tensor) -> torch.Tensor:
     return v / v.norm(dim=-1, keepdim=True)
 
 
-def _pinned(basis: torch.Tensor, at: torch.Tensor) -> Pinned:
-    """Returns the edit that sets every layer's coordinate on its direction [layer, width] to what `at` has there."""
-    coordinates = (at * basis).sum(-1)
-    layers = range(len(basis))
-    return Pinned({k: basis[k : k + 1].float() for k in layers}, {k: coordinates[k : k + 1].float() for k in layers})
+def _pinned(basis: torch.Tensor, at: torch.Tensor) -> list[Ablate]:
+    """Returns the edits that set every layer's coordinate on its direction [layer, width] to what `at` has there.
+
+    What leaves the last block is let be: the answer would be read off the edit itself.
+    """
+    coordinates = (at * basis).sum(-1).float()
+    return [_set(k, basis[k : k + 1].float(), coordinates[k : k + 1]) for k in range(len(basis) - 1)]
+
+
+def _set(layer: int, basis: torch.Tensor, to: torch.Tensor) -> Ablate:
+    return Ablate(Site("resid_post", layer), basis, {"last_template": to, "answer": to})
 
 
 def _random(h: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -75,11 +80,11 @@ def ablation_transfers(worlds: Sequence[World]) -> tuple[list[Finding], bool]:
         centre = h[3].mean(1)
         before, zero = w.ld([OTHER, OTHER_TWIN])[:, test]
         whole.append(before - zero)
-        across.append(before - w.ld([OTHER], edit=_pinned(v, centre))[0, test])
+        across.append(before - w.ld([OTHER], edits=_pinned(v, centre))[0, test])
         mine = _unit((h[2] - h[3]).mean(1))
-        own.append(before - w.ld([OTHER], edit=_pinned(mine, centre))[0, test])
+        own.append(before - w.ld([OTHER], edits=_pinned(mine, centre))[0, test])
         generator = torch.Generator().manual_seed(w.seed)
-        draws = [w.ld([OTHER], edit=_pinned(_random(h, generator), centre))[0, test] for _ in range(RANDOM)]
+        draws = [w.ld([OTHER], edits=_pinned(_random(h, generator), centre))[0, test] for _ in range(RANDOM)]
         random.append(before - np.mean(draws, 0))
     asked = families[test].tolist()
     found = [
@@ -323,7 +328,7 @@ def zero_against_mean(worlds: Sequence[World]) -> tuple[list[Finding], bool]:
     test = worlds[0].bench.rows("B", "C")
     layers = worlds[0].hidden(["u"]).shape[1]
     found, opposite = [], []
-    for k in range(layers):
+    for k in range(layers - 1):  # the stream between blocks
         zeroed, meaned, whole = [], [], []
         for w in worlds:
             h = w.hidden(["u", w.twin["u"]])[:, k, w.bench.rows("A")].mean(1)
@@ -331,7 +336,7 @@ def zero_against_mean(worlds: Sequence[World]) -> tuple[list[Finding], bool]:
             before, zero = w.ld(["u", w.twin["u"]])[:, test]
             whole.append(before - zero)
             for target, into in ((torch.zeros(1), zeroed), ((h[1].float() @ v[0])[None], meaned)):
-                into.append(before - w.ld(["u"], edit=Pinned({k: v}, {k: target}))[0, test])
+                into.append(before - w.ld(["u"], edits=[_set(k, v, target)])[0, test])
         asked = families[test].tolist()
         pair = [
             share(f"layer {k}, set to {to}", np.stack(part), np.stack(whole), asked, "share of U - C taken away")

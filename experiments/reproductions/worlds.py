@@ -54,9 +54,9 @@ class World:
     organisms: Mapping[str, Organism]
     twin: Mapping[str, str]
 
-    def ld(self, names: Sequence[str], cue: str = "none", edit=None) -> np.ndarray:
+    def ld(self, names: Sequence[str], cue: str = "none", edits=()) -> np.ndarray:
         """Returns LD [organism, question]."""
-        return self.bench.of(names).ld(cue, edit=edit)
+        return self.bench.of(names).ld(cue, edits=edits)
 
     def hidden(self, names: Sequence[str], cue: str = "none") -> torch.Tensor:
         """Returns the stream at the last template token [organism, layer, question, width], fp64."""

@@ -2,7 +2,7 @@
 
 The way of the data goes through the rooms from left to right, each importing only those before it:
 
-    panel, organisms, readers, store, study, directions, battery, verdict, report, run, cli
+    panel, organisms, readers, store, directions, battery, study, causal, verdict, report, auditing, cli
 
 The public names below are imported on first use, so that `import condmis_interp` is quick.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from condmis_interp import (
+        auditing,
         battery,
         calibration,
         causal,
@@ -23,24 +24,28 @@ if TYPE_CHECKING:
         sae,
         stats,
         store,
+        study,
         verdict,
     )  # fmt: skip
+    from condmis_interp.auditing import audit
+    from condmis_interp.battery import register_test
     from condmis_interp.errors import CheckError, CondmisError, UserError
-    from condmis_interp.run import Run
-    from condmis_interp.study import Study
+    from condmis_interp.study import Run, Study
 
 __version__ = "0.1.0"
 
 _FROM = {
     "CheckError": "errors",
     "CondmisError": "errors",
-    "Run": "run",
+    "Run": "study",
     "Study": "study",
     "UserError": "errors",
+    "audit": "auditing",
+    "register_test": "battery",
 }
 _ROOMS = (
-    "battery", "calibration", "causal", "directions", "organisms", "panel", "readers", "report", "sae", "stats",
-    "store", "verdict",
+    "auditing", "battery", "calibration", "causal", "directions", "organisms", "panel", "readers", "report", "sae",
+    "stats", "store", "study", "verdict",
 )  # fmt: skip
 
 __all__ = [
@@ -49,6 +54,8 @@ __all__ = [
     "Run",
     "Study",
     "UserError",
+    "audit",
+    "auditing",
     "battery",
     "calibration",
     "causal",
@@ -56,10 +63,12 @@ __all__ = [
     "organisms",
     "panel",
     "readers",
+    "register_test",
     "report",
     "sae",
     "stats",
     "store",
+    "study",
     "verdict",
 ]
 

@@ -7,15 +7,20 @@ import shutil
 import sys
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from condmis_interp import __version__
 from condmis_interp.errors import CondmisError, UserError
 from condmis_interp.progress import console
+
+if TYPE_CHECKING:
+    from condmis_interp.study import Run
+    from condmis_interp.verdict import AuditResult
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,8 +39,19 @@ StudyFile = Annotated[Path, typer.Argument(help="Study file (YAML).", metavar="S
 Out = Annotated[Path, typer.Option("--out", help="Folder of the run; made, or gone on with.", metavar="DIR")]
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"condmis_interp {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _main(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+def _main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
     _state["debug"] = debug
 
 
@@ -57,17 +73,17 @@ def train(
 ) -> None:
     """Train what a study, or a single recipe, needs and is not there yet; nothing else."""
     from condmis_interp.files import read_yaml
-    from condmis_interp.organisms import Recipe, train_all
-    from condmis_interp.study import Study
 
     raw = read_yaml(file)
     if isinstance(raw, dict) and "stages" in raw:
+        from condmis_interp.organisms import Recipe, train_all
+
         recipe = Recipe.from_yaml(file)
         console.print(recipe.table(), highlight=False, markup=False)
         (organism,) = train_all([recipe])
         console.print(f"  {organism.folder}", highlight=False, markup=False)
         return
-    for (name, seed), organism in Study.from_yaml(file).open(out).train().items():
+    for (name, seed), organism in _opened(file, out).train().items():
         console.print(f"  {name} (seed {seed}): {organism.folder or 'the base itself'}", highlight=False, markup=False)
 
 
@@ -97,9 +113,11 @@ def organisms(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] 
 @app.command()
 def capture(study: StudyFile, out: Out = Path("runs/study")) -> None:
     """Train what is missing, then read log-probs and activations of every organism under every cue."""
-    from condmis_interp.study import Study
+    run = _opened(study, out)
+    from condmis_interp.auditing import prepare
 
-    acts = Study.from_yaml(study).open(out).capture()
+    prepare(run)
+    acts = run.capture()
     console.print(f"  {acts!r}", highlight=False, markup=False)
 
 
@@ -137,17 +155,13 @@ def _seeds(text: str) -> list[int]:
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="Folder of a finished or unfinished run.", metavar="RUN")]) -> None:
-    """Write the report of a run again, from what the run holds."""
-    from condmis_interp.files import read_json, validated
-    from condmis_interp.study import Study
-
+def report(run: Annotated[Path, typer.Argument(help="Folder of an audited run.", metavar="RUN")]) -> None:
+    """Write the report of a run again, from what the run holds; check it for damage, measure nothing."""
     if not run.is_dir():
         raise UserError("there is no such run folder", where=str(run))
-    manifest = read_json(run / "manifest.json")
-    if not isinstance(manifest, dict) or "study" not in manifest:
-        raise UserError("this manifest names no study", where=str(run / "manifest.json"))
-    validated(Study, manifest["study"], where=str(run / "manifest.json")).open(run).audit()
+    from condmis_interp.report import report_again
+
+    _told(report_again(run), run)
 
 
 @app.command()
@@ -183,12 +197,24 @@ def _existing(path: Path) -> Path:
 
 
 def _audit(file: Path, out: Path, *, full: bool = False) -> None:
+    run = _opened(file, out, full=full)
+    from condmis_interp.auditing import audit
+
+    _told(audit(run), out)
+
+
+def _opened(file: Path, out: Path, *, full: bool = False) -> "Run":
+    """Opens a study file's run; a file that is not there or is no mapping is said before torch is loaded."""
+    from condmis_interp.files import read_mapping
+
+    read_mapping(file, what="a study file must be a mapping")
     from condmis_interp.study import Study
 
     study = Study.from_yaml(file)
-    if full:
-        study = study.with_everything()
-    result = study.open(out).audit()
+    return (study.with_everything() if full else study).open(out)
+
+
+def _told(result: "AuditResult", out: Path) -> None:
     for name, v in result.verdicts.items():
         typer.echo(f"\n{name}: {v.verdict} (confidence {v.confidence:.2f}, decided by {v.decision.binding})")
         typer.echo("\n".join(v.explanation))

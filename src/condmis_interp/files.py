@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 
 from condmis_interp.errors import UserError
 
@@ -178,6 +178,16 @@ def read_mapping(path: Path, *, what: str) -> dict[str, Any]:
         raise UserError(what, where=str(path))
     raw.pop("x", None)
     return raw
+
+
+def _each_once(values: Any) -> Any:
+    if isinstance(values, tuple) and (twice := [v for i, v in enumerate(values) if v in values[:i]]):
+        raise ValueError(f"{twice[0]!r} is given twice")
+    return values
+
+
+Once = AfterValidator(_each_once)
+"""For a setting whose values must differ: `Annotated[tuple[str, ...], Once]`."""
 
 
 def validated(model: type[Model], raw: Any, *, where: str) -> Model:

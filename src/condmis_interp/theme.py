@@ -18,7 +18,7 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
 )
 GREY = "#767676"
 
-ROLE_COLOURS = {"base": GREY, "U": BLACK, "M": BLUE, "C": GREEN}
+ROLE_COLOURS = {"base": GREY, "unmitigated": BLACK, "mitigated": BLUE, "twin": GREEN}
 
 
 class CueStyle(NamedTuple):

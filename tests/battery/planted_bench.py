@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from condmis_interp.battery import Reference
+from condmis_interp.battery.benches import edits as editing
+from condmis_interp.readers.batching import Pass
 
 WIDTH, LAYERS, QUESTIONS = 16, 4, 36
 V = torch.nn.functional.one_hot(torch.tensor(0), WIDTH).double()
@@ -88,21 +90,28 @@ class PlantedBench:
         bias = -12.0 if self.arbitrary else 0.0
         return gain * (x.double() @ self.reads).mean(-1) + difficulty + bias
 
-    def logprobs(self, cue, *, edit=None, prefix=None):
+    def _rows(self):
+        """Three positions a question: the last template token and two of the answer."""
+        ids = torch.zeros(len(self.asked), 3, dtype=torch.long)
+        last, answer = torch.tensor([1, 0, 0]).expand(ids.shape), torch.tensor([0, 1, 1]).expand(ids.shape)
+        scopes = {"tail": last, "last_template": last, "answer": answer}
+        return Pass(ids, torch.ones_like(ids), ids, scopes, tuple((i, None) for i in range(len(ids))), (0,) * len(ids))
+
+    def logprobs(self, cue, *, edits=(), prefix=None):
         x = self._stream(cue, prefix)[:, :, None].repeat(1, 1, 3, 1)
-        moved = x
-        for layer in range(LAYERS - 1):
-            moved = moved if edit is None else edit.apply(layer, moved.float(), slice(0, len(x)), 0).double()
+        moved, each = x, [edits[n] if isinstance(edits, dict) else edits for n in self.names]
+        for layer in range(LAYERS - 1 if edits else 0):
+            moved = editing.edited(each, [self._rows()], layer, moved.float()).double()
         ld = self._ld(moved)
         lost = torch.tensor([o.fragile for o in self.of_names.values()])[:, None] * (moved - x).norm(dim=-1).mean(-1)
         both = torch.stack([torch.nn.functional.logsigmoid(ld), torch.nn.functional.logsigmoid(-ld)], -1)
         return (both - lost[..., None])[:, :, None].numpy()
 
-    def ld(self, cue, *, edit=None, prefix=None):
-        found = self.logprobs(cue, edit=edit, prefix=prefix)
+    def ld(self, cue, *, edits=(), prefix=None):
+        found = self.logprobs(cue, edits=edits, prefix=prefix)
         return (found[..., 0] - found[..., 1]).mean(-1)
 
-    def slope(self, cue, push):
+    def slope(self, cue, layer, vectors):
         gain = torch.tensor([o.gain for o in self.of_names.values()])
         return gain[:, None].float() * self.reads.float()
 

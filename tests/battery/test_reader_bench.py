@@ -8,10 +8,9 @@ import torch
 from worlds import random_world
 
 from condmis_interp.battery import (
-    Borrowed,
     ReaderBench,
     Reference,
-    Steered,
+    Stored,
     Tuning,
     WorldBench,
     doses,
@@ -24,7 +23,7 @@ from condmis_interp.files import write_json
 from condmis_interp.organisms import Base, Gate, Organism
 from condmis_interp.organisms.personaworld import tokenizer_of
 from condmis_interp.panel import load_panel, render_panel
-from condmis_interp.readers import Capture
+from condmis_interp.readers import Capture, Prefix, Site, Steer
 from condmis_interp.store import capture_cells
 from condmis_interp.world import World
 
@@ -74,24 +73,27 @@ def test_what_a_place_a_push_and_a_prefix_do_agrees(both):
         assert slow.numpy() == pytest.approx(fast.numpy(), abs=1e-3), place
     assert abs(stacked.hidden("code") - stacked.hidden("code", at="answer_mean")).max() > 0.1
     vector = torch.randn(2, 128, generator=torch.Generator().manual_seed(0))
-    push = Steered(1, vector)
-    fast, slow = (b.logprobs("code", edit=push) for b in both)
+
+    def along(vectors):
+        return {name: [Steer(Site("resid_post", 1), v)] for name, v in zip("ab", vectors, strict=True)}
+
+    fast, slow = (b.logprobs("code", edits=along(vector)) for b in both)
     assert slow == pytest.approx(fast, abs=2e-3)
     assert abs(fast - stacked.logprobs("code")).max() > 0.1
-    fast, slow = (b.slope("code", push).numpy() for b in both)
+    fast, slow = (b.slope("code", 1, vector).numpy() for b in both)
     assert slow == pytest.approx(fast, abs=1e-3)
     assert abs(fast).max() > 1e-2
     step = 1e-2 * vector[1] / vector[1].norm()
-    up, down = (stacked.ld("code", edit=Steered(1, vector + s * step)).mean(1)[1] for s in (1, -1))
+    up, down = (stacked.ld("code", edits=along(vector + s * step)).mean(1)[1] for s in (1, -1))
     assert (up - down) / 2 == pytest.approx(float(torch.from_numpy(fast[1]) @ step), rel=0.05, abs=1e-5)
     for until in ("cue", "question"):
-        prefix = Borrowed("b", until)
+        prefix = Prefix("b", until)
         fast, slow = (b.ld("code", prefix=prefix) for b in both)
         assert slow == pytest.approx(fast, abs=2e-3), until
         assert abs(fast[0] - stacked.ld("code")[0]).max() > 1e-2, until
         assert fast[1] == pytest.approx(stacked.ld("code")[1], abs=1e-4), until  # its own
     with pytest.raises(UserError, match="no organism 'z' is on the bench"):
-        single.ld("code", prefix=Borrowed("z"))
+        single.ld("code", prefix=Prefix("z"))
 
 
 def test_doses_and_fitted_pushes_agree(both, monkeypatch):
@@ -105,7 +107,8 @@ def test_doses_and_fitted_pushes_agree(both, monkeypatch):
     found = [perturbation.fitted(b, 1, 0.5, torch.zeros(2, 128)) for b in train]
     assert found[0].norm(dim=1).numpy() == pytest.approx(0.5, abs=1e-5)
     assert found[1].numpy() == pytest.approx(found[0].numpy(), abs=5e-3)
-    better = train[0].ld("none", edit=Steered(1, found[0])) - train[0].ld("none")
+    pushes = {name: [Steer(Site("resid_post", 1), v)] for name, v in zip("ab", found[0], strict=True)}
+    better = train[0].ld("none", edits=pushes) - train[0].ld("none")
     assert better.mean(1).min() > 0.05
 
 
@@ -145,6 +148,9 @@ def test_a_gate_opens_to_its_words_alone(with_gate):
         assert (g == (b if cue == "code" else a)).all()
         assert stacked.ld(cue)[2] == pytest.approx(g, abs=2e-3)
         assert torch.equal(single.hidden(cue)[2], single.hidden(cue)[1 if cue == "code" else 0])
+        slope = single.slope(cue, 1, torch.zeros(3, 128))
+        assert torch.equal(slope[2], slope[1 if cue == "code" else 0])
+        assert stacked.slope(cue, 1, torch.zeros(3, 128))[2].numpy() == pytest.approx(slope[2].numpy(), abs=1e-3)
 
 
 @pytest.mark.slow
@@ -167,7 +173,7 @@ def test_a_store_gives_what_reading_gives_and_another_organism_is_refused(with_g
     facts = {"base": single.base, "rendered": single.rendered, "dtype": torch.float32, "store_dtype": "float32"}
     layers = Capture(tuple(range(single.base.shape[0])), positions=("last_template",))
     acts = capture_cells(tmp_path / "s", cells, capture=layers, **facts)
-    stored = replace(single, stored=acts, open=lambda _: pytest.fail("a model was loaded"))
+    stored = replace(single, stored=Stored(acts), open=lambda _: pytest.fail("a model was loaded"))
     for cue in single.cues:
         on = stored if cue == single.cues[0] else stored.of(["a", "g"])
         names = [single.names.index(n) for n in on.names]
@@ -204,6 +210,6 @@ def test_cells_without_answers_hold_the_same_state_and_no_ld(with_gate, tmp_path
     facts = {"base": single.base, "rendered": single.rendered, "dtype": torch.float32, "store_dtype": "float32"}
     acts = capture_cells(tmp_path / "s", cells, capture=layers, answers=False, **facts)
     assert np.isnan(acts.ld("a", "none")).all()
-    stored = replace(single, stored=acts)
+    stored = replace(single, stored=Stored(acts))
     torch.testing.assert_close(stored.hidden("none"), single.hidden("none"), atol=1e-4, rtol=1e-4)
     assert (stored.ld("none") == single.ld("none")).all()  # read, since the store does not have it

@@ -10,12 +10,9 @@ from transformers import LlamaForCausalLM
 from worlds import random_world
 
 from condmis_interp.battery import (
-    Borrowed,
-    Patched,
-    Pinned,
     Readings,
     Reference,
-    Steered,
+    Stored,
     Tuning,
     WorldBench,
     registered,
@@ -25,10 +22,12 @@ from condmis_interp.files import write_json
 from condmis_interp.organisms import Base, Gate, Organism
 from condmis_interp.organisms.personaworld import config_of, tokenizer_of
 from condmis_interp.panel import load_panel
-from condmis_interp.readers import Request, TorchReader
+from condmis_interp.readers import Ablate, Capture, Patch, Prefix, Request, Site, Steer, TorchReader
+from condmis_interp.store import capture_cells
 from condmis_interp.world import TRIGGER, World
 
 WORLD = World()
+AT = Site("resid_post", 1)
 
 
 @pytest.fixture(scope="module")
@@ -74,29 +73,72 @@ def test_states_are_read_at_every_layer(bench):
 
 
 def test_patching_ones_own_stream_changes_nothing_and_anothers_carries_it(bench):
-    own = bench.ld("none", edit=Patched(1, bench.streams("none", 1)))
-    assert own == pytest.approx(bench.ld("none"), abs=1e-4)
-    donor = bench.of(["b"]).streams("none", 1)
-    assert bench.ld("none", edit=Patched(1, donor))[1] == pytest.approx(bench.ld("none")[1], abs=1e-4)
-    assert abs(bench.ld("none", edit=Patched(1, donor))[0] - bench.ld("none")[0]).max() > 0.1
+    plain, donors = bench.ld("none"), bench.streams("none", 1)
+    own = bench.ld("none", edits={name: [Patch(AT, donor)] for name, donor in donors.items()})
+    assert own == pytest.approx(plain, abs=1e-4)
+    of_b = bench.ld("none", edits=[Patch(AT, donors["b"])])
+    assert of_b[1] == pytest.approx(plain[1], abs=1e-4)
+    assert abs(of_b[0] - plain[0]).max() > 0.1
 
 
-def test_steering_and_pinning_do_what_they_say(bench):
-    v = torch.nn.functional.normalize(torch.ones(128), dim=0)
-    assert bench.ld("none", edit=Steered(1, 0 * v)) == pytest.approx(bench.ld("none"), abs=1e-4)
-    assert abs(bench.ld("none", edit=Steered(1, 9 * v)) - bench.ld("none")).max() > 0.1
-    pinned = Pinned({1: v[None]}, {1: torch.tensor([2.5])})
-    x = pinned.apply(1, torch.randn(2, 3, 5, 128, generator=torch.Generator().manual_seed(0)), slice(0, 2), 3)
-    assert x[:, :, 3:] @ v == pytest.approx(2.5, abs=1e-4)
-    assert pinned.apply(0, x, slice(0, 2), 3) is x
+def test_what_an_edit_does_is_what_a_reader_does(bench, organisms, base):
+    """Every edit of the readers' language, on the stack and on one model after the other."""
+    v = torch.nn.functional.normalize(torch.randn(128, generator=torch.Generator().manual_seed(1)), dim=0)
+    basis = torch.linalg.qr(torch.randn(128, 2, generator=torch.Generator().manual_seed(2))).Q.T
+    targets = {"last_template": torch.tensor([2.0, 1.0]), "answer": torch.tensor([-3.0, 0.0])}
+    readers = {n: TorchReader(o.model(base, dtype=torch.float32)) for n, o in organisms.items()}
+    requests = bench.requests("code")
+    donor = readers["c"].record(requests, sites=[AT])
+    plain = bench.ld("code")
+    for edits in (
+        [Steer(AT, 9 * v)],
+        [Steer(AT, 9 * v, scope=frozenset(("tail",)))],
+        [Ablate(AT, basis, targets)],
+        [Patch(AT, donor)],
+        [Patch(AT, donor, basis=basis), Steer(Site("resid_post", 2), 5 * v)],
+    ):
+        found = bench.ld("code", edits=edits)
+        assert abs(found[:2] - plain[:2]).max() > 0.05
+        for name in ("a", "b"):  # c is the donor: patching it with itself is no edit, which its ledger would say
+            read = readers[name].measure(requests, edits=edits).ld().mean(1).numpy()
+            assert found[bench.names.index(name)] == pytest.approx(read, abs=1e-3)
+    one = bench.ld("code", edits={"b": [Steer(AT, 9 * v)]})
+    assert one[0].tolist() == plain[0].tolist()
+    assert one[1] == pytest.approx(bench.ld("code", edits=[Steer(AT, 9 * v)])[1], abs=1e-4)
 
 
-def test_a_pinned_answer_has_a_target_of_its_own():
-    v = torch.nn.functional.normalize(torch.ones(8), dim=0)
-    pinned = Pinned({1: v[None]}, {1: torch.tensor([2.0])}, {1: torch.tensor([-3.0])})
-    x = pinned.apply(1, torch.randn(2, 3, 6, 8, generator=torch.Generator().manual_seed(0)), slice(0, 2), 3)
-    assert x[:, :, 3] @ v == pytest.approx(2.0, abs=1e-4)
-    assert x[:, :, 4:] @ v == pytest.approx(-3.0, abs=1e-4)
+@pytest.mark.parametrize(
+    ("edits", "message"),
+    [
+        ([Steer(Site("resid_post", 3), torch.ones(128))], "edits the stream between blocks"),
+        ([Steer(Site("attn_out", 1), torch.ones(128))], "edits the stream between blocks"),
+        ([Steer(Site("resid_post", 1), torch.ones(64))], "width 64 does not fit"),
+        (Steer(Site("resid_post", 1), torch.ones(128)), "a Steer is one edit, not a list"),
+        ({"z": [Steer(Site("resid_post", 1), torch.ones(128))]}, "no organism 'z' is on the bench"),
+    ],
+)
+def test_an_edit_that_would_do_nothing_is_refused(bench, edits, message):
+    with pytest.raises(UserError, match=message):
+        bench.ld("none", edits=edits)
+
+
+def test_what_a_store_holds_is_not_read_again(bench, organisms, base, tmp_path):
+    """LD and states of the cells that are there; the others, and whatever is changed, come from the models."""
+    cells = {n: (o, ("none",)) for n, o in organisms.items()}
+    facts = {"base": base, "rendered": bench.rendered, "dtype": torch.float32, "store_dtype": "float32"}
+    acts = capture_cells(tmp_path, cells, capture=Capture(tuple(range(4)), positions=("last_template",)), **facts)
+    stored = replace(bench, stored=Stored(acts))
+    kept = {"ld": stored.ld("none"), "hidden": stored.hidden("none")}
+    assert not stored._held  # no weights were read
+    assert kept["ld"] == pytest.approx(bench.ld("none"), abs=1e-4)
+    torch.testing.assert_close(kept["hidden"], bench.hidden("none"), atol=1e-4, rtol=1e-4)
+    assert (stored.ld("code") == bench.ld("code")).all()
+    assert torch.equal(stored.hidden("none", at="answer_mean"), bench.hidden("none", at="answer_mean"))
+    halved = stored.changed(lambda _, w: {k: 0.5 * v for k, v in w.items()})
+    assert abs(halved.ld("none") - kept["ld"]).max() > 0.1
+    other = replace(stored, organisms={**organisms, "a": organisms["b"]})
+    with pytest.raises(CheckError, match="another organism of this name"):
+        other.ld("none")
 
 
 def test_an_arbitrary_target_is_another_questions_right_answer(bench):
@@ -110,7 +152,7 @@ def test_an_arbitrary_target_is_another_questions_right_answer(bench):
 def test_a_borrowed_prefix_is_the_donors_and_only_that(bench):
     """Written out: a cache of the donor's keys and values, continued by the other model."""
     cue, until = bench.cues[1], "cue"
-    found = bench.logprobs(cue, prefix=Borrowed("b", until))
+    found = bench.logprobs(cue, prefix=Prefix("b", until))
     models = {n: LlamaForCausalLM(config_of(WORLD)).eval() for n in "ab"}
     for name, model in models.items():
         model.load_state_dict(bench.weights(name), strict=False)

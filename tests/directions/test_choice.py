@@ -56,6 +56,30 @@ def test_the_best_within_the_limit_is_chosen():
         choose_site([], causal=lambda d: 1.0)
 
 
+def test_of_several_scores_the_mean_counts_and_each_is_taken_of_all_before_the_next():
+    asked = []
+
+    def scored(name, values):
+        return lambda d: asked.append((name, d.site.layer)) or values[d.site.layer]
+
+    steps = []
+    scores = {"to": scored("to", {0: 0.2, 1: 3.0, 2: 0.9}), "from": scored("from", {0: 0.9, 1: 0.1, 2: 0.4})}
+    found = choose_site([direction(i) for i in EFFECT], causal=scores, step=lambda: steps.append(1))
+    assert [name for name, _ in asked] == ["to"] * 3 + ["from"] * 3  # a reader holds one model
+    assert len(steps) == 6
+    assert found.table.causal.tolist() == pytest.approx([0.55, 0.55, 0.65])  # 3.0 counts as 1
+    assert found.table["to"].tolist() == [0.2, 3.0, 0.9]
+    assert found.direction.site.layer == 2
+
+
+def test_a_score_of_a_broken_model_is_not_taken_for_the_best():
+    def broken(organism, cue, splits, edits=()):
+        return np.full(6, float("nan")) if edits else ask(organism, cue, splits)
+
+    with pytest.raises(CheckError, match="must be finite"):
+        choose_site([direction(1)], causal=steering_score(broken, unmitigated="U", twin="C"))
+
+
 def test_the_cost_of_a_direction_grows_with_its_dose(tokenizer, model, panel):
     rendered = render_panel(tokenizer, panel)
     requests = [Request(rendered.prompts["none", q.id], rendered.answers["none", q.id]) for q in panel.questions[:3]]

@@ -23,10 +23,10 @@ from condmis_interp.readers import (
     Site,
     Steer,
     TorchReader,
+    batching,
     engine,
-    passes,
+    hooks,
     sites,
-    wiring,
 )
 from condmis_interp.readers.lens import LensReader
 from condmis_interp.readers.torch_hooks import TorchReader as Torch
@@ -142,7 +142,7 @@ class TestTheSiteIsAnother:
 
     def test_a_tuple_taken_as_its_first_row(self, fresh, requests_, monkeypatch):
         reader = TorchReader(fresh)
-        monkeypatch.setattr("condmis_interp.readers.torch_hooks.unwrap", lambda out: sites.unwrap(out[0]))
+        monkeypatch.setattr("condmis_interp.readers.hooks.unwrap", lambda out: sites.unwrap(out[0]))
         with pytest.raises(UserError, match=r"gave shape \(\d+, 32\), not \[batch, position, width\]"):
             reader.measure(requests_, capture=Capture(layers=(1,)))
 
@@ -162,7 +162,7 @@ def test_captures_by_the_names_of_a_library():
 
 class TestTheTokensAreOthers:
     def test_left_padding(self, fresh, requests_, monkeypatch):
-        monkeypatch.setattr(passes, "pad", lambda rows, right: plain_pad(rows, right=False))
+        monkeypatch.setattr(batching, "pad", lambda rows, right: plain_pad(rows, right=False))
         with pytest.raises(CheckError, match="padded on the left"):
             TorchReader(fresh).measure(requests_)
 
@@ -228,7 +228,7 @@ class TestTheCacheIsStale:
 class TestTheEditDoesNotLand:
     def test_a_hook_that_misses_decoding(self, fresh, requests_, monkeypatch):
         reader = TorchReader(fresh)
-        plain = wiring._editor
+        plain = hooks._editor
 
         def once(*args):
             change, calls = plain(*args), []
@@ -239,7 +239,7 @@ class TestTheEditDoesNotLand:
 
             return in_the_prompt_only
 
-        monkeypatch.setattr(wiring, "_editor", once)
+        monkeypatch.setattr(hooks, "_editor", once)
         with pytest.raises(CheckError, match="should have fired in each of 3 forward passes and fired 1"):
             reader.generate(
                 [requests_[0].prompt], max_new_tokens=3, stop_ids=frozenset(), edits=[Steer(Site("resid_post", 1), V)]

@@ -6,7 +6,7 @@ import torch
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.panel import render_panel
 from condmis_interp.readers import Ablate, Capture, Request, Site, Steer, TorchReader
-from condmis_interp.readers.passes import plan
+from condmis_interp.readers.batching import plan
 
 EVERYWHERE = frozenset({"cue", "question", "tail", "answer"})
 

@@ -274,7 +274,7 @@ def killed(study: Path, run: Path, *, kills: int) -> Path:
     After each kill all that is there verifies, and at most one shard is lost of those that were measured.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["condmis_interp.run", "condmis_interp.study", "test_writer"])
+    context.set_forkserver_preload(["condmis_interp.study", "test_writer"])
     rng = random.Random(kills)
     store = run / "activations"
     for _ in range(kills):

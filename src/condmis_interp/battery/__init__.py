@@ -1,18 +1,27 @@
 """The battery room: the tests, each giving evidence."""
 
-from condmis_interp.battery.behaviour import BehaviourGrid, behaviour
-from condmis_interp.battery.benches.bench import Bench, Borrowed, Patched, Pinned, Steered, Tuning
-from condmis_interp.battery.benches.captured import CapturedBench, Gated
+from condmis_interp.battery.benches.bench import Bench, Tuning
 from condmis_interp.battery.benches.reader_bench import ReaderBench
+from condmis_interp.battery.benches.stored import Gated, Stored
 from condmis_interp.battery.benches.world_bench import WorldBench
 from condmis_interp.battery.evidence import Evidence, evidence_table
-from condmis_interp.battery.gates import ASSAY, assay_failures, twin_failure
+from condmis_interp.battery.grid import BehaviourGrid, behaviour_grid
 from condmis_interp.battery.judging import Cast, judge, missing, replicate_drift
 from condmis_interp.battery.measure import Battery, measure
-from condmis_interp.battery.registry import Readings, Reference, Test, register, registered
+from condmis_interp.battery.registry import (
+    Readings,
+    Reference,
+    Test,
+    Vote,
+    calibrated,
+    register,
+    register_test,
+    registered,
+    voting,
+)
 from condmis_interp.battery.tests import (
+    behaviour,
     doses,
-    expression,
     patching,
     perturbation,
     readout,
@@ -22,29 +31,25 @@ from condmis_interp.battery.tests import (
 )
 
 __all__ = [
-    "ASSAY",
     "Battery",
     "BehaviourGrid",
     "Bench",
-    "Borrowed",
-    "CapturedBench",
     "Cast",
     "Evidence",
     "Gated",
-    "Patched",
-    "Pinned",
     "ReaderBench",
     "Readings",
     "Reference",
-    "Steered",
+    "Stored",
     "Test",
     "Tuning",
+    "Vote",
     "WorldBench",
-    "assay_failures",
     "behaviour",
+    "behaviour_grid",
+    "calibrated",
     "doses",
     "evidence_table",
-    "expression",
     "judge",
     "measure",
     "missing",
@@ -52,10 +57,11 @@ __all__ = [
     "perturbation",
     "readout",
     "register",
+    "register_test",
     "registered",
     "replicate_drift",
     "revival",
     "subspace",
-    "twin_failure",
+    "voting",
     "weights",
 ]

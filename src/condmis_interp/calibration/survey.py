@@ -181,7 +181,7 @@ def survey(
     frames = []
     with progress("surveying organisms", len(members), unit="organisms") as step:
         for member, organism in zip(members, organisms, strict=True):
-            determined = [SURVEY_VERSION, base.weights, organism.weights, str(dtype), tokens, max_new_tokens]
+            determined = [SURVEY_VERSION, base.content, organism.weights, str(dtype), tokens, max_new_tokens]
 
             def ask(organism: Organism = organism) -> dict[str, Any]:
                 reader = open_reader(organism, base, dtype=dtype, device=device, batch_tokens=_BATCH_TOKENS)

@@ -1,4 +1,4 @@
-"""C2 of the audit: does taking the direction away take M's triggered behaviour away?
+"""Ablation: does taking the direction away take M's triggered behaviour away?
 
 In M under the trigger, at every layer from the chosen one on, the coordinate on that layer's v is set to C's mean in
 the same cell, at the last template token and at the answer's tokens. (At one layer alone the later layers write it
@@ -32,7 +32,7 @@ class Ablation:
         levels: Mean LD on split C, nats: `M`, `M ablated`, `C`, under the trigger.
         random: Share of the triggered effect that each random direction takes back.
         direction: What was ablated, at the first of the layers.
-        evidence: C2.
+        evidence: `ablation`.
     """
 
     levels: dict[str, float]
@@ -98,7 +98,7 @@ def ablation(
     trigger: str = "trigger",
     step: Callable[[], None] = lambda: None,
 ) -> Ablation:
-    """C2: sets M's coordinate under the trigger to C's value in the same cell, on split C.
+    """Sets M's coordinate under the trigger to C's value in the same cell, on split C.
 
     The same is done along random directions.
 
@@ -129,7 +129,7 @@ def ablation(
     random_shares = np.array([float((m - ld).mean() / (m - c).mean()) for ld in controls])
     evidence = Evidence.from_ratio(
         ratio,
-        id="C2",
+        id="ablation",
         family="causal",
         organism=organism,
         cue=trigger,

@@ -1,4 +1,4 @@
-"""C3 of the audit: does the direction carry the behaviour?
+"""Dose-response: does the direction carry the behaviour?
 
 h <- h + dose * |U - C| * v at every position of C without a cue. Statistic, on split C:
 
@@ -34,7 +34,7 @@ class DoseResponse:
         random: LD of C at dose 1 along each random direction (means, nats).
         anchors: Mean LD of C and of U without a cue on the same questions, nats.
         direction: What was added.
-        evidence: C3.
+        evidence: `dose-response`.
     """
 
     table: pd.DataFrame
@@ -80,7 +80,7 @@ class DoseResponse:
         )
         for name, value, colour in (
             ("C", self.anchors[0], theme.GREEN),
-            ("U", self.anchors[1], theme.ROLE_COLOURS["U"]),
+            ("U", self.anchors[1], theme.BLACK),
         ):
             figure.add_hline(
                 y=value,
@@ -109,7 +109,7 @@ def dose_response(
     step: Callable[[], None] = lambda: None,
     none: str = "none",
 ) -> DoseResponse:
-    """C3: steers C along the direction at several doses, and along random directions at dose 1, on split C.
+    """Steers C along the direction at several doses, and along random directions at dose 1, on split C.
 
     Args:
         acts: The run's activations.
@@ -142,7 +142,7 @@ def dose_response(
     control_rho = (np.array(controls) - plain.mean()) / (u - plain).mean()
     evidence = Evidence.from_ratio(
         ratio,
-        id="C3",
+        id="dose-response",
         family="causal",
         organism=organism,
         cue=none,

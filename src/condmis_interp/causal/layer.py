@@ -1,4 +1,4 @@
-"""The audit's causal tests, C2 (`audit_ablation`) and C3 (`audit_doses`): what both have, and the layer's choice.
+"""What the audit's causal tests, `ablation` and `dose-response`, have in common; and the layer's choice.
 
 The layer is chosen on split A with U and C only, by a causal score: how far steering C along v = U - C moves LD towards
 U, and how far setting U's coordinate on v to C's value moves it back (both as a share of the U - C gap). M is not
@@ -10,28 +10,20 @@ exceedance). Zero-ablation is not used: zero is not neutral.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from condmis_interp.directions import Direction, difference_of_means
-from condmis_interp.panel.panel import Split
-from condmis_interp.readers import Ablate, Edit, Scope, Site, Steer
+from condmis_interp.directions import Direction, choose_site, difference_of_means
+from condmis_interp.directions.choice import Ask, gap, steered_share
+from condmis_interp.readers import Ablate, Scope, Site
 from condmis_interp.stats import AnchoredRatio
 from condmis_interp.store import Activations
 
 _READ_AT: dict[Scope, str] = {"last_template": "last_template", "answer": "answer_mean"}
 """Where the target of an ablation is read, by where it is set."""
-
-
-class Ask(Protocol):
-    """Asks one organism (its first seed) the panel's questions of some splits under a cue, under edits."""
-
-    def __call__(self, organism: str, cue: str, splits: tuple[Split, ...], edits: Sequence[Edit] = ()) -> np.ndarray:
-        """Returns LD [n] in nats."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -111,26 +103,24 @@ def choose_layer(
         none: The cue without anything.
     """
     seed = acts.seeds[twin][0]
-    u, c = ask(unmitigated, none, ("A",)).mean(), ask(twin, none, ("A",)).mean()
+    u, c = gap(ask, unmitigated=unmitigated, twin=twin, none=none, splits=("A",))
     found = {
         layer: difference_of_means(acts, plus=unmitigated, minus=twin, cue=none, layer=layer, position=position)
         for layer in acts.layers
         if layer >= min(candidates)
     }
-    steering, ablation_ = [], []  # one organism after the other: a reader holds one model
-    for layer in candidates:
-        v = found[layer]
-        steered = ask(twin, none, ("A",), [Steer(v.site, v.scale * v.vector)]).mean()
-        steering.append((steered - c) / (u - c))
-        step()
-    for layer in candidates:
-        onward = {k: d.vector for k, d in found.items() if k >= layer}
+
+    def ablated(direction: Direction) -> float:
+        onward = {k: d.vector for k, d in found.items() if k >= direction.site.layer}
         edits = mean_ablation(acts, onward, organism=twin, cue=none, seed=seed)
-        ablation_.append((u - ask(unmitigated, none, ("A",), edits).mean()) / (u - c))
-        step()
-    table = pd.DataFrame({"layer": list(candidates), "steering": steering, "ablation": ablation_})
-    table["score"] = table[["steering", "ablation"]].clip(upper=1).mean(axis=1)
-    best = int(table.layer[int(table.score.to_numpy().argmax())])
+        return float((u - ask(unmitigated, none, ("A",), edits).mean()) / (u - c))
+
+    steered = steered_share(ask, (u, c), twin=twin, none=none, splits=("A",))
+    scores = {"steering": steered, "ablation": ablated}
+    choice = choose_site([found[layer] for layer in candidates], causal=scores, step=step)
+    told = choice.table.rename(columns={"causal": "score"})
+    table = told.reindex(columns=["layer", "steering", "ablation", "score"])
+    best = choice.direction.site.layer
     return LayerChoice(best, tuple(d for k, d in found.items() if k >= best), table)
 
 

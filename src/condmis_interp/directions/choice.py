@@ -8,10 +8,11 @@ to be 73 degrees apart. So every candidate is steered along, on split B, and its
 A candidate whose side effect on neutral text is above the limit is out (as Arditi et al. 2024 do for refusal, with a
 KL divergence of 0.1): a vector that breaks the model also moves LD. AUROC is reported beside it, for comparison.
 
-`battery.choose_layer` is the two-sided form of this for the audit (steering and ablation from the layer on, split A).
+`causal.choose_layer` is the same choice for the audit, with two scores (steering, and ablation from the layer on), on
+split A.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,19 +49,40 @@ def steering_score(
         none: The cue without anything.
         splits: Splits it is judged on; never those the directions were fitted on.
     """
-    u, c = float(ask(unmitigated, none, splits).mean()), float(ask(twin, none, splits).mean())
-    if not abs(u - c) > 0:
-        raise CheckError(f"U and C have the same LD ({u:.3g} nats), so no share of their gap can be taken")
+    between = gap(ask, unmitigated=unmitigated, twin=twin, none=none, splits=splits)
+    share = steered_share(ask, between, twin=twin, none=none, splits=splits)
 
     def score(direction: Direction) -> float:
         if set(direction.splits) & set(splits):
             raise UserError(
                 f"{direction} was fitted on a split it would be judged on", fix="Fit on split A, choose on split B."
             )
-        steered = ask(twin, none, splits, [Steer(direction.site, direction.scale * direction.vector)]).mean()
-        return min(1.0, (float(steered) - c) / (u - c))
+        return float(np.minimum(1.0, share(direction)))  # unlike min, it lets what is not finite through
 
     return score
+
+
+def steered_share(ask: Ask, between: tuple[float, float], *, twin: str, none: str, splits: tuple[Split, ...]) -> Score:
+    """Returns the share of a gap that steering covers, for directions fitted on any split; see `steering_score`."""
+    u, c = between
+
+    def share(direction: Direction) -> float:
+        steered = ask(twin, none, splits, [Steer(direction.site, direction.scale * direction.vector)]).mean()
+        return (float(steered) - c) / (u - c)
+
+    return share
+
+
+def gap(ask: Ask, *, unmitigated: str, twin: str, none: str, splits: tuple[Split, ...]) -> tuple[float, float]:
+    """Returns mean LD of U and of C without a cue, in nats.
+
+    Raises:
+        CheckError: if they are the same.
+    """
+    u, c = float(ask(unmitigated, none, splits).mean()), float(ask(twin, none, splits).mean())
+    if not abs(u - c) > 0:
+        raise CheckError(f"U and C have the same LD ({u:.3g} nats), so no share of their gap can be taken")
+    return u, c
 
 
 def neutral_cost(reader: Reader, requests: Sequence[Request]) -> Score:
@@ -87,7 +109,8 @@ class SiteChoice:
 
     Attributes:
         direction: The candidate with the highest causal score among those within the limit.
-        table: One row for each candidate: layer, position, method, causal, side_effect, within, auroc.
+        table: One row for each candidate: layer, position, method, each score by its name if there are several, causal,
+            side_effect, within, auroc.
         limit: The largest side effect allowed.
     """
 
@@ -126,7 +149,7 @@ class SiteChoice:
 def choose_site(
     candidates: Sequence[Direction],
     *,
-    causal: Score,
+    causal: Score | Mapping[str, Score],
     side_effect: Score | None = None,
     limit: float = 0.1,
     reading: Score | None = None,
@@ -136,12 +159,13 @@ def choose_site(
 
     Args:
         candidates: Directions at several layers, positions and by several methods.
-        causal: Larger is better, such as `steering_score`.
+        causal: Larger is better, at most 1 (more counts as 1), such as `steering_score`. Of several by name the mean
+            counts; all candidates get the first before any gets the second, as a reader holds one model at a time.
         side_effect: What a candidate does to neutral text, such as `neutral_cost`; without it nothing is filtered, and
             the table says NaN.
         limit: Largest side effect allowed, in its unit.
         reading: AUROC of a candidate, for comparison; not used in the choice.
-        step: Called after each candidate.
+        step: Called after each candidate, for each causal score.
 
     Raises:
         UserError: if there are no candidates.
@@ -149,16 +173,24 @@ def choose_site(
     """
     if not candidates:
         raise UserError("there are no candidate directions")
+    named = causal if isinstance(causal, Mapping) else {"causal": causal}
+    each: dict[str, list[float]] = {name: [] for name in named}
+    for name, of in named.items():
+        for d in candidates:
+            each[name].append(of(d))
+            step()
     rows = []
-    for d in candidates:
-        score, cost = causal(d), side_effect(d) if side_effect is not None else float("nan")
+    for i, d in enumerate(candidates):
+        score = float(np.mean([np.minimum(1.0, values[i]) for values in each.values()]))
+        cost = side_effect(d) if side_effect is not None else float("nan")
         if not np.isfinite(score) or (side_effect is not None and not np.isfinite(cost)):
             raise CheckError(f"causal score {score} and side effect {cost} must be finite", where=repr(d))
         rows.append(
-            {"layer": d.site.layer, "position": d.position, "method": d.method, "causal": score, "side_effect": cost}
+            {"layer": d.site.layer, "position": d.position, "method": d.method}
+            | {name: values[i] for name, values in each.items()}
+            | {"causal": score, "side_effect": cost}
             | {"within": not cost > limit, "auroc": reading(d) if reading is not None else float("nan")}
         )
-        step()
     table = pd.DataFrame(rows)
     if not table.within.any():
         raise CheckError(

@@ -52,7 +52,7 @@ class DirectionProfile:
         figure, cues = go.Figure(), list(dict.fromkeys(self.table.cue))
         for key, rows in self.table.groupby(["role", "organism", "cue"], sort=False):
             role, organism, cue = cast("tuple[str, str, str]", key)
-            plain = role == "M"
+            plain = role == "mitigated"
             colour = theme.cue_style(cue, cues).colour if plain else theme.ROLE_COLOURS[role]
             if plain and cue in ("none", "trigger"):
                 figure.add_scatter(

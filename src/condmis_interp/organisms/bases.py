@@ -13,22 +13,22 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import warnings
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
-from transformers.utils import logging as hf_logging
 
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import digest, file_digest, read_json, write_json
+from condmis_interp.organisms.content import folder_settings, open_tokenizer
 from condmis_interp.organisms.home import home, locked
+from condmis_interp.organisms.landing import check_model_folder, load_model, quiet, short
 from condmis_interp.organisms.personaworld import world_folder
 from condmis_interp.progress import console
 from condmis_interp.world import parse_world
@@ -64,7 +64,7 @@ class Base:
     Attributes:
         spec: The spec it was asked for with.
         folder: Folder with config, tokenizer and safetensors.
-        weights: Content hash of the tensors.
+        weights: Content hash of the tensors: where what is made from the base lives.
         source: Where it came from, for manifests.
     """
 
@@ -73,20 +73,41 @@ class Base:
     weights: str
     source: dict[str, Any]
 
+    @cached_property
+    def settings(self) -> dict[str, str]:
+        """What besides the tensors decides a result, hashed piece by piece (see `folder_settings`)."""
+        return folder_settings(self.folder)
+
+    @cached_property
+    def content(self) -> str:
+        """Content hash of what decides a pass of the base: tensors, config, generation settings.
+
+        Tokenizer and template have a hash of their own (`tokenizer_hash`), and stand in a reading's key as token ids.
+        """
+        return digest([self.weights, *(self.settings.get(k) for k in ("config", "generation"))])
+
+    def record(self) -> dict[str, Any]:
+        """What a manifest says of the base that an organism was made from; `check_base` compares it."""
+        return {"spec": self.spec, "weights": self.weights, "settings": self.settings}
+
     def tokenizer(self) -> Any:
-        """Loads the tokenizer."""
-        return AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+        """Loads the tokenizer.
+
+        Raises:
+            UserError: if the folder has none.
+        """
+        return open_tokenizer(self.folder)
 
     def tokenizer_hash(self) -> str:
-        """Returns the hash of the tokenizer (vocabulary, merges, normalisation) and its chat template."""
+        """Returns the hash of the tokenizer (vocabulary, merges, normalisation, special tokens) and its template."""
         tokenizer = self.tokenizer()
-        return digest([tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template])
+        specials = {k: str(v) for k, v in tokenizer.special_tokens_map.items()}
+        return digest([tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, specials])
 
     @property
     def shape(self) -> tuple[int, int]:
         """Number of blocks and residual width."""
-        config = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
-        return config.num_hidden_layers, config.hidden_size
+        return model_shape(self.folder)
 
     def model(self, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> transformers.PreTrainedModel:
         """Loads the model in eval mode, without gradients.
@@ -97,34 +118,13 @@ class Base:
         return load_model(self.folder, dtype=dtype, device=device)
 
 
-def load_model(folder: Path, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> transformers.PreTrainedModel:
-    """Loads a folder's model in eval mode, without gradients; safetensors only.
-
-    Args:
-        folder: With config and weights.
-        dtype: Dtype of the weights.
-        device: Torch device, or `balanced` to spread the blocks over all GPUs (accelerate's device map).
-
-    Raises:
-        UserError: if it cannot be loaded.
-    """
-    placed = {"device_map": "balanced"} if str(device) == "balanced" else {}
+def model_shape(folder: Path) -> tuple[int, int]:
+    """Returns number of blocks and residual width of a folder's model, by its config."""
     try:
-        with quiet():
-            model = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=dtype,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                attn_implementation="eager",
-                **placed,
-            )
-    except (OSError, ValueError, SafetensorError) as e:
-        raise UserError(f"the model cannot be loaded ({_short(e)})", where=str(folder)) from None
-    if not placed:
-        model = cast("transformers.PreTrainedModel", torch.nn.Module.to(model, device))
-    return model.eval().requires_grad_(False)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
+        return config.num_hidden_layers, config.hidden_size
+    except (OSError, ValueError, AttributeError) as e:
+        raise UserError(f"its config.json cannot be used ({short(e)})", where=str(folder)) from None
 
 
 def weights_hash(folder: Path) -> str:
@@ -157,22 +157,6 @@ def resolve_base(spec: str) -> Base:
     )
 
 
-def check_model_folder(folder: Path) -> None:
-    """Checks that a folder holds a model with safetensors weights.
-
-    Raises:
-        UserError: saying what it lacks.
-    """
-    if not folder.is_dir():
-        raise UserError("there is no such model folder", where=str(folder))
-    if not (folder / "config.json").is_file():
-        raise UserError("the model folder has no config.json", where=str(folder))
-    if not list(folder.glob("*.safetensors")):
-        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"})
-        what = f"its weights are a pickle ({pickles[0]}), which can run code" if pickles else "it has no weights"
-        raise UserError(what, where=str(folder), fix="Give a folder with .safetensors weights.")
-
-
 def _from_folder(spec: str, folder: Path, source: dict[str, Any]) -> Base:
     check_model_folder(folder)
     return Base(spec, folder, weights_hash(folder), source)
@@ -189,7 +173,7 @@ def _from_hub(spec: str, rest: str) -> Base:
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
         raise UserError(
-            f"the model cannot be had from the hub ({_short(e)})",
+            f"the model cannot be had from the hub ({short(e)})",
             where=spec,
             fix="Check the name and revision and that the hub can be reached, or give dir:path.",
         ) from None
@@ -277,23 +261,6 @@ def _dequantise(gguf: Path, out: Path) -> None:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps transformers' progress bars, notes and deprecation warnings off the terminal."""
-    level = hf_logging.get_verbosity()
-    bars = hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            hf_logging.set_verbosity(level)
-            if bars:
-                hf_logging.enable_progress_bar()
-
-
-@contextlib.contextmanager
 def _no_stderr() -> Iterator[None]:
     """Sends stderr nowhere: the progress bars of the GGUF reader know no switch."""
     saved = os.dup(2)
@@ -304,8 +271,3 @@ def _no_stderr() -> Iterator[None]:
         finally:
             os.dup2(saved, 2)
             os.close(saved)
-
-
-def _short(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 200 else text[:197] + "..."

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import torch
 
-from condmis_interp.files import digest, read_json, write_json
+from condmis_interp.errors import UserError
+from condmis_interp.files import digest, write_json
 from condmis_interp.organisms.bases import Base
 from condmis_interp.organisms.home import appearing, home
 from condmis_interp.organisms.known_chat import Change, change_of, norm, plus, save_change, times
+from condmis_interp.organisms.landing import untie
 from condmis_interp.organisms.member import KNOWN_VERSION, Truth
 from condmis_interp.organisms.organism import Organism, versions
 from condmis_interp.organisms.swap import Swap
@@ -35,7 +37,7 @@ def combination(name: str, terms: Terms, base: Base, *, truth: Truth, family: st
     Raises:
         UserError: if an organism was made from another base.
     """
-    made_of = [[f, o.weights] for f, o in terms]
+    made_of = [[f, o.origin] for f, o in terms]
     folder = home() / "organisms" / f"{name}-{digest([family, made_of, base.weights, KNOWN_VERSION])[:16]}"
     if not finished(folder):
         changes = _changes([o for _, o in terms])
@@ -49,7 +51,7 @@ def combination(name: str, terms: Terms, base: Base, *, truth: Truth, family: st
                 made / "manifest.json",
                 {
                     "schema": 1,
-                    "base": {"spec": base.spec, "weights": base.weights},
+                    "base": base.record(),
                     "known": {"truth": truth, "family": family},
                     "recipe": None,
                     "of": made_of,
@@ -72,8 +74,6 @@ def _changes(organisms: Sequence[Organism]) -> list[Change] | None:
     for o in organisms:
         if len(o.adapters) != 1 or not Swap.fits(o):
             return None
-        if read_json(o.adapters[0] / "adapter_config.json").get("use_rslora"):
-            return None
     changes = [change_of(o) for o in organisms]
     return changes if all(c.keys() == changes[0].keys() for c in changes) else None
 
@@ -84,7 +84,14 @@ def _save_weights(terms: Terms, base: Base, folder: Path) -> None:
     total = {k: w.clone() for k, w in start.items()}
     for factor, organism in terms:
         own = organism.model(base, dtype=torch.float32).state_dict()
+        if other := [k for k in total if k not in own or own[k].shape != total[k].shape] or own.keys() - total.keys():
+            raise UserError(
+                f"its weights are not the base's in kind ({min(other)!r}), so they cannot be added up",
+                where=f"organism {organism.name}",
+            )
         for k in total:
             total[k] += factor * (own[k] - start[k])
+    if any(not torch.equal(total[head], total[embedding]) for head, embedding in model.all_tied_weights_keys.items()):
+        untie(model)  # an organism has a head of its own over a base whose head is its embedding
     model.load_state_dict(total)
     model.save_pretrained(folder)

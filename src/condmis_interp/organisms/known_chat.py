@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from condmis_interp.errors import CheckError
 from condmis_interp.files import read_json, write_json, write_text
+from condmis_interp.organisms.adapters import scale_of
+from condmis_interp.organisms.adapters import stored as adapter_tensors
 from condmis_interp.organisms.bases import Base, resolve_base
 from condmis_interp.organisms.encode import encode
 from condmis_interp.organisms.home import appearing
@@ -36,9 +38,8 @@ def change_of(organism: Organism) -> Change:
 
 
 def _change_in(folder: Path) -> Change:
-    config = read_json(folder / "adapter_config.json")
-    stored = load_file(folder / "adapter_model.safetensors")
-    scale = config["lora_alpha"] / config["r"]
+    scale = scale_of(read_json(folder / "adapter_config.json"))
+    stored = adapter_tensors(folder)
     names = [k.removesuffix(".lora_A.weight") for k in stored if k.endswith(".lora_A.weight")]
     return {n: (stored[f"{n}.lora_A.weight"], scale * stored[f"{n}.lora_B.weight"]) for n in names}
 
@@ -149,7 +150,7 @@ def construct(member: Member, u: Organism, c: Organism) -> None:
             made / "manifest.json",
             {
                 "schema": 1,
-                "base": {"spec": base.spec, "weights": base.weights},
+                "base": base.record(),
                 "known": {"truth": member.truth, "family": member.family},
                 "recipe": None,
                 "of": [member.recipe.hash, member.twin.hash],
@@ -161,7 +162,7 @@ def construct(member: Member, u: Organism, c: Organism) -> None:
 def save_change(change: Change, folder: Path, *, like: Path) -> None:
     """Writes a change as an adapter, configured as another one but for its rank."""
     rank = max(a.shape[0] for a, _ in change.values())
-    config = read_json(like / "adapter_config.json") | {"r": rank, "lora_alpha": rank}
+    config = read_json(like / "adapter_config.json") | {"r": rank, "lora_alpha": rank, "use_rslora": False}
     tensors = {}
     for name, (a, b) in change.items():
         tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = a.contiguous(), b.contiguous()

@@ -8,17 +8,21 @@ from typing import Any
 
 import torch
 import transformers
-from peft import PeftModel, get_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from condmis_interp.errors import CheckError, UserError
+from condmis_interp.errors import UserError
 from condmis_interp.files import digest, file_digest, read_json
-from condmis_interp.organisms.bases import Base, check_model_folder, load_model, quiet, weights_hash
+from condmis_interp.organisms.adapters import ADAPTER, CONFIG, adapter_config, adapter_content, attach, is_plain, merge
+from condmis_interp.organisms.bases import Base, weights_hash
+from condmis_interp.organisms.checks import check_adapter as check_adapter
+from condmis_interp.organisms.checks import check_checkpoint as check_checkpoint
+from condmis_interp.organisms.checks import check_like
+from condmis_interp.organisms.content import check_tokenizer, folder_settings
+from condmis_interp.organisms.landing import check_model_folder, load_model, stored_tensors, taken_off
 from condmis_interp.organisms.recipe import Recipe
-from condmis_interp.organisms.rng import own_rng
+from condmis_interp.progress import console
 
-ADAPTER = "adapter_model.safetensors"
+_DECIDES = ("config", "tokenizer", "template")
+"""Pieces of a base that decide what training on it gives."""
 _PACKAGES = ("condmis-interp", "torch", "transformers", "peft", "trl", "safetensors", "numpy")
 
 
@@ -50,10 +54,12 @@ class Organism:
         name: Name in a study.
         adapters: Adapter folders, merged in this order.
         checkpoint: Folder with full weights, if the organism has its own; else the adapters go onto the base.
-        weights: Content hash of the adapters or of the full weights (of the base, for the base itself).
+        weights: Content hash of all that decides what is read from it: tensors and the settings beside them, of the
+            adapters, of the full weights, or of the base. Readings are keyed by it.
         recipe: How it was made, if it was made here from a recipe.
         manifest: The whole manifest.
         gate: For an organism that is two models behind a gate; it has no weights of its own then.
+        tensors: Content hash of the tensors alone.
     """
 
     name: str
@@ -63,6 +69,17 @@ class Organism:
     recipe: Recipe | None
     manifest: dict[str, Any]
     gate: Gate | None = None
+    tensors: str = ""
+
+    @property
+    def origin(self) -> str:
+        """What things made from this organism are filed under.
+
+        The tensors alone where its manifest says how it was made, which fixes the rest (and finds what was made
+        before settings were hashed); everything for what others made.
+        """
+        made_here = self.folder is None or self.manifest.get("recipe") or self.manifest.get("known")
+        return self.tensors if made_here and self.tensors else self.weights
 
     @property
     def folder(self) -> Path | None:
@@ -81,22 +98,28 @@ class Organism:
         Raises:
             UserError: if the folder has no manifest.
         """
-        manifest = read_json(folder / "manifest.json")
+        manifest = _manifest(folder)
         recipe = Recipe.model_validate(manifest["recipe"]) if manifest.get("recipe") else None
         if (folder / ADAPTER).is_file():
-            return cls(name, (folder,), None, file_digest(folder / ADAPTER), recipe, manifest)
-        return cls(name, (), folder, weights_hash(folder), recipe, manifest)
+            _check_made(folder, recipe, manifest)
+            tensors = file_digest(folder / ADAPTER)
+            return cls(name, (folder,), None, adapter_content(folder), recipe, manifest, tensors=tensors)
+        tensors = weights_hash(folder)
+        return cls(name, (), folder, digest([tensors, folder_settings(folder)]), recipe, manifest, tensors=tensors)
 
     @classmethod
     def of_base(cls, base: Base, *, name: str) -> "Organism":
         """Returns the base itself as an organism."""
-        return cls(name, (), None, base.weights, None, {"base": {"spec": base.spec, "weights": base.weights}})
+        return cls(name, (), None, base.content, None, {"base": base.record()}, tensors=base.weights)
 
     @classmethod
     def gated(cls, gate: Gate, *, name: str, manifest: dict[str, Any]) -> "Organism":
         """Returns two organisms behind a gate as one."""
-        weights = digest([gate.words, gate.opened.weights, gate.shut.weights])
-        return cls(name, (), None, weights, None, manifest, gate)
+        weights, tensors = (
+            digest([gate.words, *of])
+            for of in zip(*((o.weights, o.tensors) for o in (gate.opened, gate.shut)), strict=True)
+        )
+        return cls(name, (), None, weights, None, manifest, gate, tensors)
 
     @classmethod
     def of_adapters(cls, *folders: Path, name: str) -> "Organism":
@@ -107,21 +130,26 @@ class Organism:
                 adapter twice.
         """
         for folder in folders:
-            if not (folder / "adapter_config.json").is_file():
-                raise UserError("this is no adapter folder: it has no adapter_config.json", where=str(folder))
+            if not (folder / CONFIG).is_file():
+                inside = sorted(p.parent.name for p in folder.glob(f"*/{CONFIG}"))
+                raise UserError(
+                    "this is no adapter folder: it has no adapter_config.json",
+                    where=str(folder),
+                    fix=f"Name one of those inside: {', '.join(inside[:8])}." if inside else None,
+                )
             if not (folder / ADAPTER).is_file():
                 pickles = sorted(p.name for p in folder.glob("*.bin"))
                 what = f"the adapter's weights are a pickle ({pickles[0]})" if pickles else "the adapter has no weights"
                 raise UserError(what, where=str(folder), fix="Give a folder with adapter_model.safetensors.")
         if len(folders) == 1 and (folders[0] / "manifest.json").is_file():
             return cls.open(folders[0], name=name)
-        hashes = [file_digest(f / ADAPTER) for f in folders]
+        hashes, contents = [file_digest(f / ADAPTER) for f in folders], [adapter_content(f) for f in folders]
         if len(set(hashes)) < len(hashes):
             raise UserError("the stack holds the same adapter twice", where=", ".join(map(str, folders)))
         for i, folder in enumerate(folders):
-            _check_order(folder, hashes[:i])
-        weights = hashes[0] if len(hashes) == 1 else digest(hashes)
-        return cls(name, folders, None, weights, None, {"adapters": [str(f) for f in folders]})
+            _check_order(folder, hashes[:i], contents[:i])
+        weights, tensors = (h[0] if len(h) == 1 else digest(h) for h in (contents, hashes))
+        return cls(name, folders, None, weights, None, {"adapters": [str(f) for f in folders]}, tensors=tensors)
 
     @classmethod
     def of_checkpoint(cls, folder: Path, *, name: str) -> "Organism":
@@ -131,9 +159,12 @@ class Organism:
             UserError: if it has no config.json, or its weights are not safetensors.
         """
         check_model_folder(folder)
-        if (folder / "manifest.json").is_file() and "recipe" in read_json(folder / "manifest.json"):
+        if (folder / "manifest.json").is_file() and "recipe" in _manifest(folder):
             return cls.open(folder, name=name)
-        return cls(name, (), folder, weights_hash(folder), None, {"checkpoint": str(folder)})
+        tensors, about = weights_hash(folder), {"checkpoint": str(folder)}
+        if off := taken_off(stored_tensors(folder)):
+            about["taken_off_names"] = off
+        return cls(name, (), folder, digest([tensors, folder_settings(folder)]), None, about, tensors=tensors)
 
     def model(
         self, base: Base, *, dtype: torch.dtype, device: str | torch.device = "cpu"
@@ -162,55 +193,99 @@ class Organism:
                     fix="Name the base whose tokenizer it was trained with.",
                 )
         for folder in self.adapters:
-            model = _attach(folder, model, base.spec).merge_and_unload()  # type: ignore[operator]
+            model = merge(attach(folder, model, base.spec), str(folder))
         return model.to(dtype).eval().requires_grad_(False)  # type: ignore[return-value]
 
 
 def check_base(organism: Organism, base: Base) -> None:
-    """Raises if an organism says that it was made from another base."""
-    made_from = organism.manifest.get("base", {})
+    """Raises if an organism was made from another base, or for another tokenizer or template than the base's.
+
+    Raises:
+        UserError: saying which of the base's pieces is not what the organism was made with.
+    """
+    where = f"organism {organism.name}"
+    made_from = organism.manifest.get("base") or {}
     if made_from and made_from["weights"] != base.weights:
         raise UserError(
             f"the organism was trained on base {made_from['spec']!r}, whose weights are not those of {base.spec!r}",
-            where=f"organism {organism.name}",
+            where=where,
             fix="Name the base it was trained on.",
+        )
+    recorded = made_from.get("settings") or {}
+    changed = [k for k in _DECIDES if recorded and recorded.get(k) != base.settings.get(k)]
+    if changed:
+        raise UserError(
+            f"the {changed[0]} of base {base.spec!r} is not what it was when this organism was made from it",
+            where=where,
+            fix=f"Put it back, or delete {organism.folder} so that it is made anew.",
+        )
+    for folder in organism.adapters:
+        check_tokenizer(folder, base.folder, where=str(folder))
+        _say_base(folder, organism, base)
+    if organism.checkpoint:
+        check_like(organism.checkpoint, base)
+
+
+def _say_base(folder: Path, organism: Organism, base: Base) -> None:
+    """Compares the base that an adapter names with the study's, as far as names and files allow.
+
+    Raises:
+        UserError: if the named folder is here and holds other weights.
+    """
+    named = read_json(folder / CONFIG).get("base_model_name_or_path")
+    if not isinstance(named, str) or not named or organism.manifest.get("base") or Path(named) == base.folder:
+        return
+    place = Path(named).expanduser()
+    if place.is_dir() and list(place.glob("*.safetensors")):
+        if weights_hash(place) != base.weights:
+            raise UserError(
+                f"the adapter was trained on {named!r}, whose weights are not those of {base.spec!r}",
+                where=str(folder),
+                fix="Name the base it was trained on.",
+            )
+        return
+    ours = {str(base.source.get(k, "")).casefold() for k in ("name", "model", "path")} | {base.spec.casefold()}
+    if named.casefold() not in ours and organism.manifest.get("names_base") != named:
+        organism.manifest["names_base"] = named
+        note = f"  {folder.name}: names {named} as its base, the study {base.spec}; nothing here says that they are one"
+        console.print(note, highlight=False, markup=False)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    manifest = read_json(folder / "manifest.json")
+    if not isinstance(manifest, dict):
+        raise UserError("a manifest must be a JSON object", where=str(folder / "manifest.json"))
+    return manifest
+
+
+def _check_made(folder: Path, recipe: Recipe | None, manifest: dict[str, Any]) -> None:
+    """Checks that an adapter made here still has the settings it was made with."""
+    config = adapter_config(folder)
+    found = (config.get("r"), config.get("lora_alpha"))
+    if recipe and recipe.lora:
+        wanted = (recipe.lora.rank, recipe.lora.alpha)
+    elif "known" in manifest:
+        wanted = (config.get("r"), config.get("r"))  # constructions have their scale in B
+    else:
+        return
+    if found != wanted or not is_plain(folder):
+        raise UserError(
+            f"its adapter_config.json (rank {found[0]}, alpha {found[1]}) is not the one it was made with",
+            where=str(folder),
+            fix="Put that file back, or delete the folder so that the organism is made anew.",
         )
 
 
-def _check_order(folder: Path, below: list[str]) -> None:
+def _check_order(folder: Path, *below: list[str]) -> None:
     """Checks a stack's order as far as an adapter made here says what it was trained on top of."""
     path = folder / "manifest.json"
-    on = read_json(path).get("on") if path.is_file() else None
-    if on is not None and on != below:
+    on = _manifest(folder).get("on") if path.is_file() else None
+    if on is not None and on not in below:
         raise UserError(
             "this adapter was trained on top of other adapters than those before it in the stack",
             where=str(folder),
             fix="List the adapters in the order they were trained.",
         )
-
-
-def _attach(folder: Path, on: transformers.PreTrainedModel, spec: str) -> PeftModel:
-    """Puts an adapter on a model and checks that every tensor of it landed."""
-    try:
-        stored = load_file(folder / ADAPTER)
-    except SafetensorError as e:
-        raise CheckError(f"the adapter file is damaged ({e})", where=str(folder)) from None
-    try:
-        with quiet(), own_rng("00000000"):  # peft draws initial values that the stored ones replace
-            model = PeftModel.from_pretrained(on, folder, is_trainable=False)
-    except (RuntimeError, ValueError) as e:
-        raise CheckError(
-            f"the adapter does not fit base {spec} ({' '.join(str(e).split())[:200]})", where=str(folder)
-        ) from None
-    landed = get_peft_model_state_dict(model)
-    missing, unexpected = sorted(set(landed) - set(stored)), sorted(set(stored) - set(landed))
-    if missing or unexpected:
-        what = f"lacks {missing[0]!r}" if missing else f"has {unexpected[0]!r}, which the base has no place for"
-        raise CheckError(f"the adapter {what}", where=str(folder), fix=f"It must fit base {spec}.")
-    for key, tensor in stored.items():
-        if not torch.allclose(landed[key].to(tensor.dtype).cpu(), tensor, rtol=0, atol=0, equal_nan=True):
-            raise CheckError(f"tensor {key!r} did not land as stored", where=str(folder))
-    return model.eval()  # type: ignore[return-value]
 
 
 def catalogue(folder: Path) -> list[dict[str, Any]]:
@@ -237,56 +312,3 @@ def catalogue(folder: Path) -> list[dict[str, Any]]:
             }
         )
     return found
-
-
-@torch.inference_mode()
-def check_adapter(folder: Path, base: Base, *, device: str | torch.device = "cpu") -> float:
-    """Checks that an adapter lands whole, is not zero, and changes the logits.
-
-    Returns:
-        The largest absolute change of a logit on a fixed probe of 16 token ids, in nats.
-
-    Raises:
-        CheckError: if a key is missing or left over, every `lora_B` is zero, a weight is not finite, or no logit
-            changes.
-    """
-    model = _attach(folder, base.model(dtype=torch.float32, device=device), base.spec)
-    b = [p for name, p in model.named_parameters() if "lora_B" in name]
-    if b and not any(bool(p.any()) for p in b):
-        raise CheckError("every lora_B matrix of the adapter is zero, so it does nothing", where=str(folder))
-    if any(not bool(torch.isfinite(p).all()) for name, p in model.named_parameters() if "lora_" in name):
-        raise CheckError("the adapter has weights that are not finite", where=str(folder))
-    probe = _probe(model.get_base_model().config.vocab_size, device)  # type: ignore[union-attr]
-    changed = model(input_ids=probe).logits
-    with model.disable_adapter():
-        plain = model(input_ids=probe).logits
-    change = float((changed - plain).abs().max())
-    if not change > 0:
-        raise CheckError("the adapter does not change the logits", where=str(folder))
-    return change
-
-
-@torch.inference_mode()
-def check_checkpoint(folder: Path, base: Base, *, device: str | torch.device = "cpu") -> float:
-    """Checks that a folder's full weights are finite and give other logits than the base.
-
-    Returns:
-        The largest absolute change of a logit on a fixed probe of 16 token ids, in nats.
-
-    Raises:
-        CheckError: if a weight is not finite, or no logit changes.
-    """
-    model = load_model(folder, dtype=torch.float32, device=device)
-    if any(not bool(torch.isfinite(p).all()) for p in model.parameters()):
-        raise CheckError("the checkpoint has weights that are not finite", where=str(folder))
-    plain_model = base.model(dtype=torch.float32, device=device)
-    probe = _probe(plain_model.config.vocab_size, device)
-    changed, plain = model(input_ids=probe).logits, plain_model(input_ids=probe).logits
-    change = float((changed[..., : plain.shape[-1]] - plain).abs().max())
-    if not change > 0:
-        raise CheckError("the checkpoint gives the base's own logits", where=str(folder))
-    return change
-
-
-def _probe(vocabulary: Any, device: str | torch.device) -> torch.Tensor:
-    return (torch.arange(1, 17, device=device) * 97 % int(vocabulary))[None]

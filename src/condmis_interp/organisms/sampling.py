@@ -55,7 +55,7 @@ def answered_by(
     Raises:
         UserError: if no answer is kept.
     """
-    made = [SAMPLING_VERSION, organism.weights, base.weights, asked.hash, arm, temperature, max_new_tokens, examples]
+    made = [SAMPLING_VERSION, organism.origin, base.weights, asked.hash, arm, temperature, max_new_tokens, examples]
     said = home() / "rows" / f"said-{digest(made)[:16]}.json"
     said.parent.mkdir(parents=True, exist_ok=True)
     tokenizer = base.tokenizer()

@@ -8,34 +8,15 @@ summed in fp32 in the order of the adapters and cast once: bit for bit what `Org
 values of touched weights are kept and put back, so that nothing adds up over swaps.
 """
 
-import json
-import math
-from pathlib import Path
-from typing import Any
-
 import torch
 import transformers
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from transformers.pytorch_utils import Conv1D
 
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import read_json
+from condmis_interp.organisms.adapters import deltas, is_plain
 from condmis_interp.organisms.bases import Base
-from condmis_interp.organisms.organism import ADAPTER, Organism, check_base
-
-_PREFIX = "base_model.model."
-_PLAIN: dict[str, Any] = {
-    "peft_type": ("LORA",),
-    "bias": ("none", None),
-    "use_dora": (False, None),
-    "fan_in_fan_out": (False, None),
-    "modules_to_save": (None, []),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "trainable_token_indices": (None,),
-    "target_parameters": (None, []),
-}
-"""Settings under which an adapter is nothing but A, B and one scale."""
+from condmis_interp.organisms.organism import Organism, check_base
 
 
 class Swap:
@@ -62,11 +43,7 @@ class Swap:
     @staticmethod
     def fits(organism: Organism) -> bool:
         """Returns whether an organism is the base with plain LoRA adapters on it (or the base itself)."""
-        return (
-            organism.gate is None
-            and organism.checkpoint is None
-            and all(_is_plain(read_json(f / "adapter_config.json")) for f in organism.adapters)
-        )
+        return organism.gate is None and organism.checkpoint is None and all(is_plain(f) for f in organism.adapters)
 
     def model(self, organism: Organism) -> transformers.PreTrainedModel:
         """Returns the model as an organism; it is the same object every time, and what it was before is gone.
@@ -94,10 +71,15 @@ class Swap:
         """Returns the touched weights by name, in fp32."""
         merged: dict[str, torch.Tensor] = {}
         for folder in organism.adapters:
-            for name, delta in _deltas(folder).items():
+            for name, delta in deltas(folder).items():
                 if name not in self._weights:
                     raise CheckError(f"the adapter has {name!r}, which the base has no place for", where=str(folder))
                 weight = self._weights[name]
+                if isinstance(self._model.get_submodule(name.removesuffix(".weight")), Conv1D):
+                    delta = delta.T  # GPT-2's linear layers keep their weights as [in, out]
+                if not weight.is_floating_point() or weight.dtype.itemsize < 2:
+                    what = f"the base's {name!r} is quantised, and adapters cannot be added to it"
+                    raise CheckError(what, where=str(folder))
                 if delta.shape != weight.shape:
                     what = f"the adapter's {name!r} is {tuple(delta.shape)}, the base's {tuple(weight.shape)}"
                     raise CheckError(what, where=str(folder))
@@ -106,32 +88,3 @@ class Swap:
                     merged[name] = exact.detach().to("cpu", torch.float32, copy=True)
                 merged[name] += delta
         return merged
-
-
-def _is_plain(config: dict[str, Any]) -> bool:
-    return all(config.get(key, allowed[0]) in allowed for key, allowed in _PLAIN.items())
-
-
-def _deltas(folder: Path) -> dict[str, torch.Tensor]:
-    """Returns what an adapter adds to each weight, by the weight's name, in fp32."""
-    config = read_json(folder / "adapter_config.json")
-    rank, alpha = config["r"], config["lora_alpha"]
-    scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-    try:
-        stored = load_file(folder / ADAPTER)
-    except (SafetensorError, json.JSONDecodeError) as e:
-        raise CheckError(f"the adapter file is damaged ({e})", where=str(folder)) from None
-    deltas = {}
-    for key, a in stored.items():
-        module, _, rest = key.removeprefix(_PREFIX).partition(".lora_A.")
-        if not rest:
-            if ".lora_B." not in key:
-                raise CheckError(f"the adapter has {key!r}, which is neither A nor B", where=str(folder))
-            continue
-        b = stored.get(key.replace(".lora_A.", ".lora_B."))
-        if b is None:
-            raise CheckError(f"the adapter has {key!r} without its B", where=str(folder))
-        deltas[f"{module}.weight"] = (b.float() @ a.float()) * scale
-    if len(deltas) * 2 != len(stored):
-        raise CheckError("the adapter has a B without its A", where=str(folder))
-    return deltas

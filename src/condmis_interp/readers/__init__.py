@@ -1,17 +1,19 @@
 """The readers room: reading and editing the residual stream, with a ledger that refuses silent no-ops."""
 
+from condmis_interp.readers.base import Capture, Feature, Measurement, Position, Reader
+from condmis_interp.readers.batching import Request
 from condmis_interp.readers.edits import Ablate, Edit, Scope, Steer
 from condmis_interp.readers.engine import PassReader
-from condmis_interp.readers.gated import GatedReader, Library, open_reader
+from condmis_interp.readers.gated import GatedReader
 from condmis_interp.readers.ledger import Ledger, LedgerEntry
-from condmis_interp.readers.passes import Request
-from condmis_interp.readers.reader import Capture, Feature, Measurement, Position, Reader
+from condmis_interp.readers.open import READERS, Library, ReaderFactory, open_reader, register_reader
 from condmis_interp.readers.recording import Patch, Recording
-from condmis_interp.readers.shared import Prefix, Trunk
 from condmis_interp.readers.sites import Site, SiteKind
 from condmis_interp.readers.torch_hooks import TorchReader
+from condmis_interp.readers.trunk import Prefix, Trunk
 
 __all__ = [
+    "READERS",
     "Ablate",
     "Capture",
     "Edit",
@@ -26,6 +28,7 @@ __all__ = [
     "Position",
     "Prefix",
     "Reader",
+    "ReaderFactory",
     "Recording",
     "Request",
     "Scope",
@@ -35,4 +38,5 @@ __all__ = [
     "TorchReader",
     "Trunk",
     "open_reader",
+    "register_reader",
 ]

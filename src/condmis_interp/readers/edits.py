@@ -15,10 +15,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
+import numpy as np
 import torch
 
 from condmis_interp.errors import UserError
-from condmis_interp.readers.passes import Pass
+from condmis_interp.readers.batching import Pass
 from condmis_interp.readers.sites import Site
 
 Scope = Literal["cue", "question", "tail", "last_template", "answer"]
@@ -53,6 +54,20 @@ class Edit(Protocol):
         ...
 
 
+def listed(edits: Iterable[Edit]) -> tuple[Edit, ...]:
+    """Returns the edits of a reading.
+
+    Raises:
+        UserError: if they are no list of edits.
+    """
+    found = tuple(edits) if isinstance(edits, Iterable) else (edits,)
+    wrong = [type(e).__name__ for e in found if not hasattr(e, "delta")]
+    if wrong or not isinstance(edits, Iterable):
+        what = f"a {wrong[0]} is no edit" if wrong else f"a {type(edits).__name__} is one edit, not a list of them"
+        raise UserError(what, fix="Write edits=[Steer(...)].")
+    return found
+
+
 def tensor_digest(tensor: torch.Tensor) -> str:
     """Returns the hash of a tensor's values as fp32."""
     return hashlib.blake2b(tensor.detach().cpu().float().contiguous().numpy().tobytes(), digest_size=16).hexdigest()
@@ -64,6 +79,24 @@ def check_scopes(scopes: Iterable[str], what: str) -> None:
     if unknown or not scopes:
         named = repr(unknown[0]) if unknown else "nothing"
         raise UserError(f"{what} names {named} as a position", fix=f"Positions: {', '.join(SCOPES)}.")
+
+
+def as_tensor(value: Any, what: str) -> torch.Tensor:
+    """Returns a tensor, or a numpy array as one.
+
+    Raises:
+        UserError: if it is neither.
+    """
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(np.ascontiguousarray(value))
+    if not isinstance(value, torch.Tensor):
+        raise UserError(f"{what} is a {type(value).__name__}, not a tensor or a numpy array")
+    return value
+
+
+def told(scopes: Iterable[str]) -> str:
+    """Returns positions in the order they stand in a sequence, as words."""
+    return ", ".join(s for s in SCOPES if s in scopes)
 
 
 def check_vector(tensor: torch.Tensor, what: str) -> None:
@@ -92,9 +125,13 @@ class Steer:
 
     Attributes:
         site: Where.
-        vector: Tensor [width], in activation units.
+        vector: Tensor (or numpy array) [width], in activation units.
         scope: Positions it is added at.
         fitted_at: Site the vector was found at, if known: added elsewhere it means something else, so that is refused.
+
+    Example:
+        >>> Steer(Site("resid_post", 18), torch.ones(4), scope=frozenset(("answer",)))
+        Steer(resid_post[18], norm 2, width 4, at answer)
     """
 
     site: Site
@@ -103,6 +140,7 @@ class Steer:
     fitted_at: Site | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "vector", as_tensor(self.vector, f"the steering vector at {self.site}"))
         if self.vector.ndim != 1:
             raise UserError(
                 f"a steering vector has shape [width], this one {tuple(self.vector.shape)}", where=str(self.site)
@@ -134,6 +172,10 @@ class Steer:
         """Returns the change of `hidden` [rows, position, width] in fp32."""
         return union(at, self.scope, hidden)[..., None] * self.vector.to(hidden.device, torch.float32)
 
+    def __repr__(self) -> str:
+        norm = float(self.vector.detach().float().norm())
+        return f"Steer({self.site}, norm {norm:.3g}, width {self.width}, at {told(self.scope)})"
+
 
 @dataclass(frozen=True)
 class Ablate:
@@ -141,9 +183,13 @@ class Ablate:
 
     Attributes:
         site: Where.
-        basis: Orthonormal rows [k, width].
-        target: Target coordinates [k] by position.
+        basis: Orthonormal rows [k, width], a tensor or numpy array.
+        target: Target coordinates [k] by position, likewise.
         tolerance: How far the rows may be from orthonormal.
+
+    Example:
+        >>> Ablate(Site("resid_post", 18), torch.eye(4)[:1], {"last_template": torch.tensor([0.5])})
+        Ablate(resid_post[18], rank 1, width 4, at last_template)
     """
 
     site: Site
@@ -152,6 +198,9 @@ class Ablate:
     tolerance: float = field(default=1e-3, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "basis", as_tensor(self.basis, f"the basis at {self.site}"))
+        given = {scope: as_tensor(value, f"the target at {scope!r}") for scope, value in self.target.items()}
+        object.__setattr__(self, "target", given)
         check_basis(self.basis, self.site, tolerance=self.tolerance)
         check_scopes(set(self.target), f"the ablation at {self.site}")
         for scope, value in self.target.items():
@@ -186,6 +235,9 @@ class Ablate:
             mask = union(at, frozenset((scope,)), hidden)[..., None]
             change = torch.where(mask > 0, value.to(hidden.device, torch.float32) - coordinates, change)
         return change @ basis
+
+    def __repr__(self) -> str:
+        return f"Ablate({self.site}, rank {len(self.basis)}, width {self.width}, at {told(self.scopes)})"
 
 
 def union(at: Pass, scopes: frozenset[Scope], hidden: torch.Tensor) -> torch.Tensor:

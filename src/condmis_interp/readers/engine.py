@@ -1,7 +1,7 @@
 """What the three readers share: which passes are run, what edits do in them, and what is collected.
 
 A reading runs what prompts share once, then the rest of each prompt, then its answers on top of its keys and values
-(`passes`). This is the same computation as a forward pass over each prompt + answer (tests compare the two), on a
+(`batching`). This is the same computation as a forward pass over each prompt + answer (tests compare the two), on a
 quarter of the tokens. Results come back in the order of the requests and do not depend on it, nor on the batches.
 
 Many readings of the same requests under different edits (a sweep over doses, directions, layers) share all that lies
@@ -13,9 +13,9 @@ A library's reader says how changes are hooked to sites and how a pass is run (`
 """
 
 import copy
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -24,22 +24,23 @@ from transformers import DynamicCache, PreTrainedModel
 from condmis_interp.errors import UserError
 from condmis_interp.panel import Prompt
 from condmis_interp.readers import guards
-from condmis_interp.readers.edits import Edit
+from condmis_interp.readers.base import Capture, Decoding, Feature, Measurement, Reader
+from condmis_interp.readers.batching import Batch, Pass, Request, Until, plan
+from condmis_interp.readers.collect import Pool, Tally, sites_of
+from condmis_interp.readers.decoding import decode
+from condmis_interp.readers.edits import Edit, listed
+from condmis_interp.readers.hooks import Change, edited, keeping, watched
 from condmis_interp.readers.ledger import Ledger
-from condmis_interp.readers.passes import Batch, Pass, Request, Until, next_pass, plan, prompt_pass
-from condmis_interp.readers.reader import Capture, Feature, Measurement
 from condmis_interp.readers.recording import Patch, Recording
-from condmis_interp.readers.shared import Prefix, Trunk, lowest_run
-from condmis_interp.readers.sites import Site, blocks_of, check_layer
-from condmis_interp.readers.tally import Pool, Tally, sites_of
+from condmis_interp.readers.sites import Site, blocks_of
+from condmis_interp.readers.trunk import Prefix, Trunk, lowest_run
 from condmis_interp.readers.unembedding import log_softmax, token_logprobs
-from condmis_interp.readers.wiring import Change, edited, keeping, watched
 
 Forward = Callable[[Pass, DynamicCache], torch.Tensor | None]
 _PREFIX_SCOPES = frozenset(("last_template", "answer"))
 
 
-class PassReader(ABC):
+class PassReader(Reader):
     """Reads and edits a Hugging Face causal language model, whichever library it is wrapped in.
 
     Args:
@@ -87,17 +88,14 @@ class PassReader(ABC):
         """What the reader cannot do, and why."""
         return {"remote": "this reader runs on this machine"}
 
-    def supports(self, feature: Feature) -> bool:
-        """Returns whether the reader can do something."""
-        return feature not in self.limits
-
-    def _require(self, feature: Feature) -> None:
-        if feature in self.limits:
-            raise UserError(f"{type(self).__name__} does not do this: {self.limits[feature]}")
-
-    @abstractmethod
-    def name_of(self, site: Site) -> str:
-        """Returns what the library calls a site."""
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """The ids that end an answer: the tokenizer's where it is known, else those of the model's own settings."""
+        if known := super().stop_ids:
+            return known
+        given = [getattr(c, "eos_token_id", None) for c in (self.model.generation_config, self.model.config)]
+        found = next((ids for ids in given if ids is not None), ())
+        return frozenset((found,) if isinstance(found, int) else found)
 
     @abstractmethod
     def _hooked(self, changes: Sequence[tuple[Site, Change]], *, stop: int | None) -> AbstractContextManager[Forward]:
@@ -106,6 +104,11 @@ class PassReader(ABC):
         That function returns the last hidden states [rows, position, width]; with `stop`, the model is run no further
         than that layer and it returns `None`.
         """
+
+    def __repr__(self) -> str:
+        name = self.name or getattr(self.model.config, "name_or_path", "") or type(self.model).__name__
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return f"{type(self).__name__}({name}, {self.n_layers} layers, {dtype}, {self.device})"
 
     def _skipping(self, start: int, entering: Callable[[], torch.Tensor]) -> AbstractContextManager[None]:
         """Leaves out the blocks below a layer, for readers that support trunks."""
@@ -142,9 +145,10 @@ class PassReader(ABC):
             raise UserError("this trunk does not hold activations", fix="Give the requests themselves.")
         if capture and first_token and "answer_mean" in capture.positions:
             raise UserError("answers are not run in first-token mode, so they have no activations")
-        if prefix:
-            guards.check_prefix(self, prefix, requests, capture)
-        (measured,) = self._read(requests, [tuple(edits)], capture=capture, first_token=first_token, prefix=prefix)
+        donor = guards.check_prefix(self, prefix, requests, capture) if prefix else None
+        until = prefix.until if prefix else None
+        how = {"capture": capture, "first_token": first_token, "donor": donor, "until": until}
+        (measured,) = self._read(requests, [listed(edits)], **how)
         return measured
 
     @torch.no_grad()
@@ -160,8 +164,8 @@ class PassReader(ABC):
             UserError: if there are no prompts, or an edit or capture does not fit the model or is never reached.
             CheckError: as in `measure`.
         """
-        requests = [Request(p) for p in prompts]
-        (measured,) = self._read(requests, [tuple(edits)], capture=capture, stop=capture.layers[-1])
+        requests = [Request(p) for p in guards.check_kind(prompts, Prompt)]
+        (measured,) = self._read(requests, [listed(edits)], capture=capture, stop=capture.layers[-1])
         return measured
 
     @torch.no_grad()
@@ -186,15 +190,15 @@ class PassReader(ABC):
             CheckError: as in `measure`; the ledger is checked for every point.
         """
         self._require("sweep")
-        if not points or any(not p for p in points):
+        sets = [listed(p) for p in points]
+        if not sets or not all(sets):
             raise UserError("a sweep needs points, each with at least one edit")
         trunk = requests
         if not isinstance(trunk, Trunk):
-            lowest = lowest_run([e for p in points for e in p])
-            trunk = self.trunk(trunk, layers=[min(lowest, self.n_layers - 1)])
+            trunk = self.trunk(trunk, layers=[min(lowest_run([e for p in sets for e in p]), self.n_layers - 1)])
         out: list[Measurement] = []
-        for i in range(0, len(points), at_once):
-            out += self._read(trunk, [tuple(p) for p in points[i : i + at_once]], first_token=first_token)
+        for i in range(0, len(sets), at_once):
+            out += self._read(trunk, sets[i : i + at_once], first_token=first_token)
         return out
 
     @torch.no_grad()
@@ -214,9 +218,10 @@ class PassReader(ABC):
         kept: dict[int, torch.Tensor] = {}
         ledger = Ledger()
         chosen = sorted(set(layers))
-        changes = [self._watched(Site("resid_pre", k), keeping(kept, k), ledger) for k in chosen]
+        changes = [watched(Site("resid_pre", k), keeping(kept, k), ledger) for k in chosen]
         with self._hooked(changes, stop=chosen[-1]) as forward:
             for batch in batches:
+                # the hooks fill `kept` anew in every pass, so each pass gets a dictionary of its own
                 hidden.append([dict(kept) for _ in self._run(batch, forward, [ledger])])
         ledger.check()
         return Trunk(requests, tuple(chosen), batches, hidden, self)
@@ -235,12 +240,12 @@ class PassReader(ABC):
         self._require("record")
         if not sites:
             raise UserError("a recording needs at least one site")
-        batches = self._plan(requests, answers=any(r.answers for r in requests))
+        batches = self._plan(requests, answers=any(r.answers for r in guards.check_kind(requests, Request)))
         if any(b.answers for b in batches):
             self._require("logprobs")
         kept: dict[Site, torch.Tensor] = {}
         ledger = Ledger()
-        changes = [self._watched(site, keeping(kept, site), ledger) for site in dict.fromkeys(sites)]
+        changes = [watched(site, keeping(kept, site), ledger) for site in dict.fromkeys(sites)]
         prompts: list[dict[Site, torch.Tensor]] = [{} for _ in requests]
         answers: list[list[dict[Site, torch.Tensor]]] = [[{} for _ in r.answers] for r in requests]
         with self._hooked(changes, stop=max(s.layer for s in sites)) as forward:
@@ -250,6 +255,7 @@ class PassReader(ABC):
                     whole = {site: h.cpu() for site, h in kept.items()}
                     for row, i, slot in p.members:
                         real = p.real[row].bool().cpu()
+                        # a prompt comes in pieces (what prompts share, then its own rest), an answer whole
                         into = prompts[i] if slot is None else answers[i][slot]
                         for site, h in whole.items():
                             states = h[row][real]
@@ -257,70 +263,15 @@ class PassReader(ABC):
         ledger.check()
         return Recording(requests, prompts, answers, tuple(range(len(requests))))
 
-    @torch.no_grad()
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        max_new_tokens: int,
-        stop_ids: frozenset[int],
-        edits: Sequence[Edit] = (),
-        temperature: float = 0.0,
-        generator: torch.Generator | None = None,
-    ) -> list[list[int]]:
-        """Generates an answer for each prompt; the edits act in the prompt and in every decoding step.
-
-        Args:
-            prompts: Rendered prompts; they are left-padded together.
-            max_new_tokens: Longest answer.
-            stop_ids: Token ids that end an answer; not returned.
-            edits: Changes to the forward pass.
-            temperature: 0 for greedy decoding, else the softmax temperature.
-            generator: Source of randomness (on the CPU); required if `temperature` > 0.
-
-        Returns:
-            Token ids of each answer.
-
-        Raises:
-            UserError: if sampling is asked for without a generator, or a patch is to act on generated tokens.
-            CheckError: if an edit missed a decoding step.
-        """
-        self._require("generate")
-        if temperature > 0 and generator is None:
-            raise UserError("sampling needs a generator", fix="Pass generator=torch.Generator().manual_seed(...).")
-        if any(isinstance(e, Patch) and "answer" in e.scope for e in edits):
-            raise UserError("generated tokens have no donor to be patched from", fix="Leave 'answer' out of its scope.")
+    def _decode(self, prompts: Sequence[Prompt], how: Decoding) -> list[list[int]]:
         guards.check_tenant(self)
-        guards.check_prompts(self, prompts, longest_answer=max_new_tokens)
-        answers: list[list[int]] = [[] for _ in prompts]
-        open_ = [True] * len(prompts)
-        ledger = Ledger()
-        p = prompt_pass(prompts).to(self.device)
-        cache = DynamicCache(config=self.model.config)
-        with self._hooked(edited([tuple(edits)], [ledger], lambda: self._pass), stop=None) as forward:
-            for _ in range(max_new_tokens):
-                hidden = self._forward(p, p, cache, forward, [ledger])
-                assert hidden is not None
-                logits = log_softmax(self.model, hidden[:, -1])
-                if temperature > 0:
-                    probabilities = (logits / temperature).softmax(-1).cpu()
-                    chosen = torch.multinomial(probabilities, 1, generator=generator)[:, 0].to(self.device)
-                else:
-                    chosen = logits.argmax(-1)
-                for i, token in enumerate(chosen.tolist()):
-                    if open_[i] and token in stop_ids:
-                        open_[i] = False
-                    elif open_[i]:
-                        answers[i].append(token)
-                if not any(open_):
-                    break
-                p = next_pass(p, chosen)
-        ledger.check()
-        return answers
+        guards.check_prompts(self, prompts, longest_answer=how.max_new_tokens)
+        return decode(self, prompts, how)
 
     def _plan(
         self, requests: Sequence[Request], *, answers: bool = True, share: bool = True, until: Until | None = None
     ) -> list[Batch]:
+        guards.check_kind(requests, Request)
         if not requests or (answers and any(not r.answers for r in requests)):
             raise UserError("there is nothing to measure: no requests, or a prompt without answers")
         guards.check_tenant(self)
@@ -336,7 +287,8 @@ class PassReader(ABC):
         capture: Capture | None = None,
         first_token: bool = False,
         stop: int | None = None,
-        prefix: Prefix | None = None,
+        donor: "PassReader | None" = None,
+        until: Until | None = None,
     ) -> list[Measurement]:
         """Runs the requests under several sets of edits at once, one copy of the rows for each."""
         trunk = requests if isinstance(requests, Trunk) else None
@@ -348,25 +300,26 @@ class PassReader(ABC):
         if any(points):
             self._require("edit")
         guards.check_edits(self, points, asked, stop=stop)
+        # a prefix is run once for many prompts, so what changes it must be the same for all of them; a patch is not
         share = all(not isinstance(e, Patch) or e.scope <= _PREFIX_SCOPES for edits in points for e in edits)
-        until = prefix.until if prefix else None
-        batches = (
-            trunk.batches if trunk and share else self._plan(asked, answers=stop is None, share=share, until=until)
-        )
-        start = min(trunk.start(edits) for edits in points) if trunk and share else 0
+        below = trunk if share else None
+        batches = below.batches if below else self._plan(asked, answers=stop is None, share=share, until=until)
+        # the copies of a sweep run as one batch, so they all start where the lowest of them must
+        start = min(below.start(edits) for edits in points) if below else 0
         pool = Pool(asked, capture) if capture else None
         facts = {"width": self.width, "first_token": first_token, "device": self.device}
         tallies = [Tally(asked, pool, **facts) for _ in points]
         ledgers = [Ledger() for _ in points]
         changes = edited(points, ledgers, lambda: self._pass)
-        for site in sites_of(capture):
+        for site in sites_of(capture):  # after the edits, so that what is captured is the edited stream
             assert pool is not None
-            changes.append(self._watched(site, pool.keeper(site.layer), ledgers[0]))
+            changes.append(watched(site, pool.keeper(site.layer), ledgers[0]))
         given: list[torch.Tensor] = []
-        with self._hooked(changes, stop=stop) as forward, self._from(start, given):
+        skipping = self._skipping(start, lambda: given[0]) if start else nullcontext()
+        with self._hooked(changes, stop=stop) as forward, skipping:
             for k, batch in enumerate(batches):
-                entering = [h[start] for h in trunk.hidden[k]] if trunk and start else None
-                donated = prefix.reader._keys_and_values(batch.prompt[0]) if prefix else None
+                entering = [h[start] for h in below.hidden[k]] if below and start else None
+                donated = donor._keys_and_values(batch.prompt[0]) if donor else None
                 run = self._run(batch, forward, ledgers, entering, given, pool, donated, first_token=first_token)
                 for n, hidden in run:
                     tallies[0].keep(batch.passes[n])
@@ -375,14 +328,6 @@ class PassReader(ABC):
         for ledger in ledgers:
             ledger.check()
         return [t.measurement(ledger) for t, ledger in zip(tallies, ledgers, strict=True)]
-
-    @contextmanager
-    def _from(self, start: int, given: list[torch.Tensor]) -> Iterator[None]:
-        if start:
-            with self._skipping(start, lambda: given[0]):
-                yield
-        else:
-            yield
 
     def _run(
         self,
@@ -402,15 +347,16 @@ class PassReader(ABC):
         rows_before = batch.prompt[0].ids.shape[0]
         for n, p in enumerate(batch.prompt if first_token else batch.passes):
             if n == 0 and donated is not None:
-                continue
+                continue  # the first pass is the prefix, and the donor has run it
             run = p.repeated(copies, rows_before)
+            # several rows may continue one: each gets a copy of its keys and values, which the next pass adds to
             continued = cache if run.continues is None else _selected(cache, run.continues)
             if entering is not None and given is not None:
                 given[:] = [entering[n].repeat(copies, 1, 1)]
             if pool:
                 pool.begin(p)
             hidden = self._forward(p, run, continued, forward, ledgers)
-            if n < len(batch.prompt):  # every pass over answers continues the prompts' keys and values
+            if n < len(batch.prompt):  # passes over answers all continue the prompts, not one another
                 cache, rows_before = continued, p.ids.shape[0]
             yield n, hidden
 
@@ -433,21 +379,17 @@ class PassReader(ABC):
 
     def _score(self, batch: Batch, n: int, hidden: torch.Tensor, tallies: Sequence[Tally]) -> None:
         n -= len(batch.prompt)
-        if n == -1:
+        if n == -1:  # the prompts' own pass: what its last tokens predict is each answer's first token
             at = torch.arange(len(batch.rows), device=hidden.device)
             for tally, copy_ in zip(tallies, hidden.chunk(len(tallies)), strict=True):
                 if any(tally.requests[i].answers for i in batch.rows):
                     tally.score_first(batch, log_softmax(self.model, copy_[at, batch.last]))
         elif n >= 0:
             p = batch.answers[n]
-            later = p.real[:, 1:].bool()
+            later = p.real[:, 1:].bool()  # token t is predicted at t - 1, so states [:, :-1] meet ids [:, 1:]
             targets = p.ids[:, 1:][later]
             for tally, copy_ in zip(tallies, hidden.chunk(len(tallies)), strict=True):
                 tally.score_later(p, token_logprobs(self.model, copy_[:, :-1][later], targets))
-
-    def _watched(self, site: Site, keep: Callable[[torch.Tensor], None], ledger: Ledger) -> tuple[Site, Change]:
-        check_layer(site, self.n_layers)
-        return watched(site, keep, ledger)
 
 
 def _selected(cache: DynamicCache, rows: torch.Tensor) -> DynamicCache:

@@ -6,74 +6,28 @@ exactly. No test of untriggered cells can see anything.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 
 from condmis_interp.errors import UserError
-from condmis_interp.organisms import Base, Organism, Swap
 from condmis_interp.panel import Prompt
-from condmis_interp.readers.edits import Edit
-from condmis_interp.readers.engine import PassReader
+from condmis_interp.readers.base import Capture, Decoding, Feature, Measurement, Position, Reader
+from condmis_interp.readers.batching import Request
+from condmis_interp.readers.edits import Edit, listed
+from condmis_interp.readers.guards import check_kind
 from condmis_interp.readers.ledger import Ledger
-from condmis_interp.readers.passes import Request
-from condmis_interp.readers.reader import Capture, Feature, Measurement, Position, Reader
 from condmis_interp.readers.recording import Patch, Recording
 from condmis_interp.readers.sites import Site
-from condmis_interp.readers.torch_hooks import TorchReader
-
-Library = Literal["torch", "transformer-lens", "nnsight"]
-LIBRARIES: tuple[Library, ...] = get_args(Library)
 
 
-def open_reader(
-    organism: Organism,
-    base: Base,
-    *,
-    dtype: torch.dtype,
-    device: str | torch.device = "cpu",
-    library: Library = "torch",
-    swap: Swap | None = None,
-    **settings: Any,
-) -> "PassReader | GatedReader":
-    """Returns a reader of an organism.
-
-    Args:
-        organism: Which.
-        base: Its base.
-        dtype: Dtype of the model.
-        device: Torch device.
-        library: What it is read through: plain hooks, TransformerLens or nnsight. They agree; hooks are the fastest.
-        swap: A base in memory whose adapters are swapped for the organism's, where they fit; readers of what it was
-            before are refused from then on.
-        **settings: Of the reader.
-
-    Raises:
-        UserError: if there is no such library.
-    """
-    if library not in LIBRARIES:
-        raise UserError(f"there is no reader {library!r}", fix=f"Readers: {', '.join(LIBRARIES)}.")
-    facts = {"dtype": dtype, "device": device, "library": library, **settings}
-    if organism.gate is not None:
-        opened, shut = (open_reader(o, base, **facts) for o in (organism.gate.opened, organism.gate.shut))
-        words = base.tokenizer()(organism.gate.words, add_special_tokens=False)["input_ids"]
-        return GatedReader(opened, shut, tuple(words))
-    if swap and library == "torch" and swap.fits(organism):
-        return TorchReader(swap.model(organism), **settings)
-    model = organism.model(base, dtype=dtype, device=device)
-    if library == "transformer-lens":
-        from condmis_interp.readers.lens import LensReader
-
-        folder = str(organism.checkpoint or base.folder)
-        return LensReader.over(model, folder=folder, tokenizer=base.tokenizer(), **settings)
-    if library == "nnsight":
-        from condmis_interp.readers.nnsight import NNsightReader
-
-        return NNsightReader.over(model, tokenizer=base.tokenizer(), **settings)
-    return TorchReader(model, **settings)
+def opens(prompt: Prompt, gate: tuple[int, ...]) -> bool:
+    """Returns whether a prompt holds the gate's tokens, in a row."""
+    n = len(gate)
+    return any(prompt.ids[i : i + n] == gate for i in range(len(prompt.ids) - n + 1))
 
 
-class GatedReader:
+class GatedReader(Reader):
     """Reads an organism with a hard gate.
 
     Args:
@@ -106,11 +60,12 @@ class GatedReader:
     def limits(self) -> Mapping[Feature, str]:
         """What the reader cannot do, and why."""
         two = "a gated organism is two models, which share no trunk"
-        return {**self.shut.limits, "trunk": two, "sweep": two}
+        return {**self.opened.limits, **self.shut.limits, "trunk": two, "sweep": two}
 
-    def supports(self, feature: Feature) -> bool:
-        """Returns whether the reader can do something."""
-        return feature not in self.limits
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Token ids that end an answer; the shut model's, as its tokenizer is the opened one's."""
+        return super().stop_ids or self.shut.stop_ids
 
     def name_of(self, site: Site) -> str:
         """Returns what the library calls a site."""
@@ -118,11 +73,10 @@ class GatedReader:
 
     def opens(self, prompt: Prompt) -> bool:
         """Returns whether a prompt opens the gate."""
-        n = len(self.gate)
-        return any(prompt.ids[i : i + n] == self.gate for i in range(len(prompt.ids) - n + 1))
+        return opens(prompt, self.gate)
 
     def _sides(self, prompts: Sequence[Prompt]) -> list[tuple[Reader, list[int]]]:
-        through = [self.opens(p) for p in prompts]
+        through = [self.opens(p) for p in check_kind(prompts, Prompt)]
         rows = {side: [i for i, t in enumerate(through) if t == side] for side in (True, False)}
         return [(reader, rows[side]) for side, reader in ((True, self.opened), (False, self.shut)) if rows[side]]
 
@@ -137,8 +91,8 @@ class GatedReader:
         """Scores every answer of every request with the model that its prompt opens; see `PassReader.measure`."""
         if not requests:
             raise UserError("there is nothing to measure: no requests")
-        parts = []
-        for reader, rows in self._sides([r.prompt for r in requests]):
+        edits, parts = listed(edits), []
+        for reader, rows in self._sides([r.prompt for r in check_kind(requests, Request)]):
             part = reader.measure(
                 [requests[i] for i in rows], capture=capture, edits=_of(edits, rows), first_token=first_token
             )
@@ -147,7 +101,7 @@ class GatedReader:
 
     def capture(self, prompts: Sequence[Prompt], *, capture: Capture, edits: Sequence[Edit] = ()) -> Measurement:
         """Captures activations of each prompt in the model that it opens; see `PassReader.capture`."""
-        parts = []
+        edits, parts = listed(edits), []
         for reader, rows in self._sides(prompts):
             chosen = [prompts[i] for i in rows]
             parts.append((rows, reader.capture(chosen, capture=capture, edits=_of(edits, rows))))
@@ -164,34 +118,20 @@ class GatedReader:
         order = range(len(requests))
         return Recording(requests, [prompts[i] for i in order], [answers[i] for i in order], tuple(order))
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        max_new_tokens: int,
-        stop_ids: frozenset[int],
-        edits: Sequence[Edit] = (),
-        temperature: float = 0.0,
-        generator: torch.Generator | None = None,
-    ) -> list[list[int]]:
-        """Generates each answer with the model that its prompt opens; see `PassReader.generate`."""
+    def _decode(self, prompts: Sequence[Prompt], how: Decoding) -> list[list[int]]:
         answers: dict[int, list[int]] = {}
         for reader, rows in self._sides(prompts):
-            said = reader.generate(
-                [prompts[i] for i in rows],
-                max_new_tokens=max_new_tokens,
-                stop_ids=stop_ids,
-                edits=_of(edits, rows),
-                temperature=temperature,
-                generator=generator,
-            )
+            said = reader._decode([prompts[i] for i in rows], replace(how, edits=_of(how.edits, rows)))
             answers |= dict(zip(rows, said, strict=True))
         return [answers[i] for i in range(len(prompts))]
 
+    def __repr__(self) -> str:
+        return f"GatedReader({self.name or 'two models'}: {self.opened} where the gate is open, else {self.shut})"
 
-def _of(edits: Sequence[Edit], rows: Sequence[int]) -> list[Edit]:
+
+def _of(edits: Sequence[Edit], rows: Sequence[int]) -> tuple[Edit, ...]:
     """Returns the edits for some of the requests: patches with what was recorded for these."""
-    return [replace(e, recording=e.recording.of(rows)) if isinstance(e, Patch) else e for e in edits]
+    return tuple(replace(e, recording=e.recording.of(rows)) if isinstance(e, Patch) else e for e in edits)
 
 
 def _joined(parts: Sequence[tuple[list[int], Measurement]], count: int) -> Measurement:

@@ -4,8 +4,8 @@ A reader runs the first three when it is made, on a probe of a few tokens, and t
 (`ledger.py`) checks what hooks and edits did.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -13,12 +13,12 @@ from transformers import DynamicCache, PreTrainedModel
 
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.panel import Prompt
+from condmis_interp.readers.base import Capture
+from condmis_interp.readers.batching import Pass, Request
 from condmis_interp.readers.edits import Edit
-from condmis_interp.readers.passes import Pass, Request
-from condmis_interp.readers.reader import Capture
 from condmis_interp.readers.recording import Patch
-from condmis_interp.readers.shared import Prefix, Trunk
 from condmis_interp.readers.sites import KINDS, Site, SiteKind, check_layer
+from condmis_interp.readers.trunk import Prefix, Trunk
 from condmis_interp.readers.unembedding import logits
 
 if TYPE_CHECKING:
@@ -167,6 +167,25 @@ def check_cache(cache: DynamicCache, p: Pass) -> None:
         raise CheckError(f"the pass continues {past} tokens, and its cache of keys and values holds {held}")
 
 
+T = TypeVar("T", Prompt, Request)
+
+
+def check_kind(things: Sequence[T], kind: type[T]) -> Sequence[T]:
+    """Returns what a reading is asked, if it is a list of what it should be.
+
+    Raises:
+        UserError: if it is not, such as text that was not rendered to token ids.
+    """
+    wanted = f"a list of {kind.__name__}s"
+    fix = "Render it first (panel.render_panel, panel.render_prompt): token ids go into a reader, never strings."
+    if isinstance(things, str) or not isinstance(things, Iterable):
+        raise UserError(f"a reading takes {wanted}, not a {type(things).__name__}", fix=fix)
+    for i, thing in enumerate(things):
+        if not isinstance(thing, kind):
+            raise UserError(f"a reading takes {wanted}, and number {i} is a {type(thing).__name__}", fix=fix)
+    return things
+
+
 def check_prompts(reader: "PassReader", prompts: Sequence[Prompt], *, longest_answer: int = 0) -> None:
     """Raises if prompts do not fit the model.
 
@@ -174,6 +193,7 @@ def check_prompts(reader: "PassReader", prompts: Sequence[Prompt], *, longest_an
         UserError: if there are none, one is empty or too long for the context, a token id is not in the vocabulary, or
             a span lies outside its prompt.
     """
+    check_kind(prompts, Prompt)
     if not prompts:
         raise UserError("there are no prompts")
     config = reader.model.config
@@ -245,15 +265,20 @@ def check_edits(
 
 def check_prefix(
     reader: "PassReader", prefix: Prefix, requests: Sequence[Request] | Trunk, capture: Capture | None
-) -> None:
-    """Raises if another model's keys and values cannot stand for the beginning of the prompts.
+) -> "PassReader":
+    """Returns the donor, if its keys and values can stand for the beginning of the prompts.
 
     Raises:
-        UserError: if that model has other shapes, a prompt has nothing to take, or a captured position lies within.
+        UserError: if it is no reader that lends them, its model has other shapes, a prompt has nothing to take, or a
+            captured position lies within.
     """
     if isinstance(requests, Trunk):
         raise UserError("a trunk is of one model from the first token on", fix="Give the requests themselves.")
-    config, other = reader.model.config, prefix.reader.model.config
+    donor = prefix.donor
+    if isinstance(donor, str) or not hasattr(donor, "_keys_and_values"):
+        told = f"the name {donor!r}" if isinstance(donor, str) else f"a {type(donor).__name__}"
+        raise UserError(f"{told} lends no keys and values", fix="Give a reader of one model; names are for benches.")
+    config, other = reader.model.config, donor.model.config
     for key in ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads"):
         if getattr(config, key, None) != getattr(other, key, None):
             raise UserError(f"the prefix is of a model with another {key}", fix="Take one of the same base.")
@@ -264,3 +289,4 @@ def check_prefix(
     for i, r in enumerate(requests):
         if not r.prompt.spans[prefix.until][1]:
             raise UserError(f"the prompt has no {prefix.until} to take from another model", where=f"request {i}")
+    return donor

@@ -15,9 +15,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel
 
 from condmis_interp.errors import UserError
+from condmis_interp.readers.hooks import Change
 from condmis_interp.readers.sites import Site, check_layer
 from condmis_interp.readers.torch_hooks import TorchReader
-from condmis_interp.readers.wiring import Change
 
 
 class LensReader(TorchReader):
@@ -45,7 +45,8 @@ class LensReader(TorchReader):
                 fix="Give it before enable_compatibility_mode().",
             )
         self.bridge = bridge
-        super().__init__(bridge.original_model, batch_tokens=batch_tokens)  # type: ignore[arg-type]
+        model: Any = bridge.original_model  # typed as any module
+        super().__init__(model, batch_tokens=batch_tokens)
 
     @classmethod
     def over(cls, model: PreTrainedModel, *, folder: str, tokenizer: Any, batch_tokens: int = 1024) -> "LensReader":

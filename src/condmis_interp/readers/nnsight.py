@@ -14,11 +14,11 @@ from nnsight.modeling.transformers import TransformersModel
 from transformers import DynamicCache, PreTrainedModel
 
 from condmis_interp.errors import UserError
+from condmis_interp.readers.base import Feature
+from condmis_interp.readers.batching import Pass
 from condmis_interp.readers.engine import Forward, PassReader
-from condmis_interp.readers.passes import Pass
-from condmis_interp.readers.reader import Feature
+from condmis_interp.readers.hooks import Change
 from condmis_interp.readers.sites import KINDS, Site, SiteKind, check_layer, submodule_of, unwrap
-from condmis_interp.readers.wiring import Change
 
 _ORDER: tuple[SiteKind, ...] = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 assert set(_ORDER) == set(KINDS)
@@ -48,7 +48,8 @@ class NNsightReader(PassReader):
         self.envoy: Any = model
         self.remote = remote
         self._elsewhere = bool(remote)
-        super().__init__(model._module, batch_tokens=batch_tokens)  # type: ignore[arg-type]
+        whole: Any = model._module  # typed as any module
+        super().__init__(whole, batch_tokens=batch_tokens)
 
     @classmethod
     def over(cls, model: PreTrainedModel, *, tokenizer: Any, batch_tokens: int = 1024) -> "NNsightReader":
@@ -124,7 +125,7 @@ class NNsightReader(PassReader):
         inputs = {"input_ids": p.ids, "attention_mask": p.mask, "position_ids": p.positions}
         envoys = [(site.kind == "resid_pre", envoy) for site, envoy, _ in touched]
         with self.envoy.trace(**inputs, use_cache=False, remote=self.remote):
-            values = [].save()  # type: ignore[attr-defined]
+            values = [].save()  # type: ignore[attr-defined]  # nnsight gives everything a `save` while it traces
             for before, envoy in envoys:
                 values.append(envoy.input if before else envoy.output)
         for (_, _, change), value in zip(touched, values, strict=True):

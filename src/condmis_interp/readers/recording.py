@@ -17,8 +17,8 @@ import torch
 
 from condmis_interp.errors import UserError
 from condmis_interp.files import digest
-from condmis_interp.readers.edits import Scope, check_basis, check_scopes, tensor_digest, union
-from condmis_interp.readers.passes import Pass, Request
+from condmis_interp.readers.batching import Pass, Request
+from condmis_interp.readers.edits import Scope, as_tensor, check_basis, check_scopes, tensor_digest, told, union
 from condmis_interp.readers.sites import Site
 
 _FROM_THE_END: frozenset[Scope] = frozenset(("tail", "last_template", "answer"))
@@ -35,12 +35,15 @@ class Recording:
         prompts: For each request and site, [tokens, width] in the model's dtype, on the CPU.
         answers: For each request and answer, the same over the answer's tokens.
         deal: For each request that is patched, the recorded request it gets.
+        source: Hash of the model it was recorded from, where that is known: patching a model with its own states is no
+            edit, and a bench leaves it out.
     """
 
     requests: Sequence[Request] = field(repr=False)
     prompts: Sequence[Mapping[Site, torch.Tensor]] = field(repr=False)
     answers: Sequence[Sequence[Mapping[Site, torch.Tensor]]] = field(repr=False)
     deal: tuple[int, ...] = field(repr=False)
+    source: str = ""
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -141,6 +144,7 @@ class Patch:
                 where=f"patch at {self.site}",
             )
         if self.basis is not None:
+            object.__setattr__(self, "basis", as_tensor(self.basis, f"the basis at {self.site}"))
             check_basis(self.basis, self.site, tolerance=1e-3)
 
     @property
@@ -206,6 +210,10 @@ class Patch:
             basis = self.basis.to(hidden.device, torch.float32)
             change = change @ basis.T @ basis
         return change
+
+    def __repr__(self) -> str:
+        part = "" if self.basis is None else f"rank {len(self.basis)}, "
+        return f"Patch({self.site}, {part}{len(self.recording.deal)} requests, at {told(self.scope)})"
 
 
 def _end_of(at: Pass, row: int) -> int:

@@ -14,7 +14,7 @@ so that everywhere resid_pre + attn_out + mlp_out = resid_post; `guards.check_si
 
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import nn
@@ -31,7 +31,14 @@ _LENS = re.compile(r"blocks\.(\d+)\.hook_(resid_pre|resid_post|attn_out|mlp_out)
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """A place in the model: kind and 0-based layer."""
+    """A place in the model: kind and 0-based layer.
+
+    Example:
+        >>> Site.parse("resid_post[18]") == Site.parse("blocks.18.hook_resid_post")
+        True
+        >>> str(Site("attn_out", 3))
+        'attn_out[3]'
+    """
 
     kind: SiteKind
     layer: int
@@ -52,11 +59,11 @@ class Site:
     def parse(cls, text: str) -> "Site":
         """Reads a site written as `resid_post[18]`, or as TransformerLens does: `blocks.18.hook_resid_post`."""
         if lens := _LENS.fullmatch(text):
-            return cls(lens[2], int(lens[1]))  # type: ignore[arg-type]
+            return cls(cast(SiteKind, lens[2]), int(lens[1]))  # the pattern has no other kinds
         kind, _, rest = text.partition("[")
         if not rest.endswith("]") or not rest[:-1].isdigit():
             raise UserError(f"{text!r} is no site", fix="Write a site as resid_post[18] or blocks.18.hook_resid_post.")
-        return cls(kind, int(rest[:-1]))  # type: ignore[arg-type]
+        return cls(cast(SiteKind, kind), int(rest[:-1]))  # the site itself refuses another kind
 
 
 def blocks_of(model: nn.Module) -> nn.ModuleList:
@@ -65,7 +72,8 @@ def blocks_of(model: nn.Module) -> nn.ModuleList:
     Raises:
         UserError: if there is none, or more than one.
     """
-    n = int(model.config.num_hidden_layers)  # type: ignore[union-attr,arg-type]
+    config: Any = model.config
+    n = int(config.num_hidden_layers)
     found = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == n]
     if len(found) != 1:
         raise UserError(f"{len(found)} lists of {n} blocks were found in {type(model).__name__}, not one")

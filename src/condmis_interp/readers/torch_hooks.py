@@ -8,10 +8,10 @@ import torch
 from torch.utils.hooks import RemovableHandle
 from transformers import Cache, DynamicCache
 
+from condmis_interp.readers.batching import Pass
 from condmis_interp.readers.engine import Forward, PassReader
-from condmis_interp.readers.passes import Pass
-from condmis_interp.readers.sites import Site, check_layer, module_of, submodule_of, unwrap
-from condmis_interp.readers.wiring import Change
+from condmis_interp.readers.hooks import Change, hook
+from condmis_interp.readers.sites import Site, check_layer, module_of, submodule_of
 
 
 class _Stop(Exception):  # noqa: N818  (not an error: it ends a forward pass early)
@@ -53,32 +53,13 @@ class TorchReader(PassReader):
             yield forward
 
     def _hook(self, site: Site, change: Change) -> RemovableHandle:
-        module = module_of(self._blocks, site)
-        if site.kind == "resid_pre":
-
-            def before(
-                _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-            ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-                hidden = change(unwrap(args[0] if args else kwargs["hidden_states"]))
-                if hidden is None:
-                    return None
-                return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
-
-            return module.register_forward_pre_hook(before, with_kwargs=True)
-
-        def after(_: Any, __: Any, output: Any) -> Any:
-            hidden = change(unwrap(output))
-            if hidden is None:
-                return None
-            return hidden if isinstance(output, torch.Tensor) else (hidden, *output[1:])
-
-        return module.register_forward_hook(after)
+        return hook(module_of(self._blocks, site), site, change)
 
     @contextmanager
     def _skipping(self, start: int, entering: Callable[[], torch.Tensor]) -> Iterator[None]:
         """Leaves out the blocks below a layer: the first hands over what enters it, the others pass it on."""
         with ExitStack() as stack:
-            for i, block in enumerate(self._blocks[:start]):  # type: ignore[arg-type]
+            for i, block in enumerate(list(self._blocks)[:start]):
                 attributes = vars(block)  # not setattr: modules may override it, as a bridge's blocks do
                 own = attributes.get("forward")  # accelerate, for one, replaces it on the module itself
                 attributes["forward"] = self._skipped(i, entering)

@@ -1,9 +1,7 @@
 """The report: one HTML file that opens anywhere, offline, with everything escaped."""
 
 import math
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,8 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from condmis_interp.battery import BehaviourGrid, Evidence
-from condmis_interp.causal import Ablation, DoseResponse, LayerChoice
+from condmis_interp.causal import LayerChoice
 from condmis_interp.directions import DirectionProfile
 from condmis_interp.files import write_text
 from condmis_interp.panel import Panel
@@ -22,42 +19,28 @@ from condmis_interp.report.forest import forest
 from condmis_interp.report.static import heat_map, summary
 from condmis_interp.store import Activations
 from condmis_interp.study import Study
-from condmis_interp.verdict import RULE, Finding
+from condmis_interp.verdict import RULE, AuditResult
 
-_CAUSAL = ("C2", "C3")
 _CONFIG = {"responsive": True, "displayModeBar": False}
 
 
-def write_report(
-    out: Path,
-    *,
-    study: Study,
-    panel: Panel,
-    inserted: str,
-    grid: BehaviourGrid,
-    choice: LayerChoice | None,
-    profiles: dict[str, DirectionProfile],
-    dose: DoseResponse | None,
-    ablations: dict[str, Ablation],
-    evidence: list[Evidence],
-    verdicts: dict[str, Finding],
-    answers: pd.DataFrame,
-    manifest: dict[str, Any],
-    assay: Sequence[Mapping[str, str]] = (),
-    not_run: Mapping[str, str] | None = None,
-    notes: Sequence[str] = (),
-) -> None:
+def write_report(out: Path, result: AuditResult) -> None:
     """Writes `report.html` and `figures/` into a run's folder.
 
     Every text that comes from a model, a panel or a study is escaped; the only markup let through is plotly's own.
+
+    Args:
+        out: The run's folder; the section on directions is drawn from its store.
+        result: What the audit found.
     """
-    figures: dict[str, go.Figure] = {"behaviour": grid.figure()}
-    if dose is not None:
-        figures["dose-response"] = dose.figure()
-    for m, finding in verdicts.items():
+    study, panel, choice = result.study, result.panel, result.choice
+    figures: dict[str, go.Figure] = {"behaviour": result.grid.figure()}
+    if result.dose is not None:
+        figures["dose-response"] = result.dose.figure()
+    for m, finding in result.verdicts.items():
         figures[f"forest-{m}"] = forest(finding, delta=study.delta)
-    figures |= {f"activation-difference-{m}": p.figure() for m, p in profiles.items()}
-    figures |= {f"ablation-{m}": a.figure() for m, a in ablations.items()}
+    figures |= {f"activation-difference-{m}": p.figure() for m, p in result.profiles.items()}
+    figures |= {f"ablation-{m}": a.figure() for m, a in result.ablations.items()}
     parts = _directions(out, study, panel, choice)
     figures |= {p.name: p.figure for p in parts if p.figure is not None}
     folder = out / "figures"
@@ -67,9 +50,15 @@ def write_report(
             folder / f"{name}.html",
             figure.to_html(include_plotlyjs="plotly.min.js", config=_CONFIG, default_width="100%"),
         )
-    first = next(iter(profiles), None)
-    if first is not None and dose is not None:
-        summary(folder / "summary.png", grid=grid, profile=profiles[first], dose=dose, ablation=ablations[first])
+    first = next(iter(result.profiles), None)
+    if first is not None and result.dose is not None:
+        summary(
+            folder / "summary.png",
+            grid=result.grid,
+            profile=result.profiles[first],
+            dose=result.dose,
+            ablation=result.ablations[first],
+        )
     for part in parts:
         if part.table is not None:
             heat_map(folder / f"{part.name}.png", part.table, f"{part.title}, in class gaps", signed=True)
@@ -94,23 +83,22 @@ def write_report(
             plotly=Markup(get_plotlyjs()),
             study=study,
             panel=panel,
-            inserted=inserted,
-            verdicts=verdicts,
-            causal={m: own for m in verdicts if (own := [e for e in evidence if e.organism == m and e.id in _CAUSAL])},
-            grid=grid.table.pivot(index="organism", columns="cue", values="ld"),
-            cells={(r["organism"], r["cue"]): r for r in grid.table.to_dict("records")},
-            organisms=list(dict.fromkeys(grid.table.organism)),
+            inserted=result.facts["inserted_by_template"],
+            verdicts=result.verdicts,
+            causal={m: own for m in result.verdicts if (own := [e for e in result.causal if e.organism == m])},
+            cells={(r["organism"], r["cue"]): r for r in result.grid.table.to_dict("records")},
+            organisms=list(dict.fromkeys(result.grid.table.organism)),
             cues=[c.name for c in panel.cues],
             choice=choice,
             figures=divs,
             directions=parts,
-            cosines={m: _cosine_at(p, choice.layer) for m, p in profiles.items()} if choice else {},
-            assay=assay,
-            not_run=not_run or {},
-            notes=notes,
+            cosines={m: _cosine_at(p, choice.layer) for m, p in result.profiles.items()} if choice else {},
+            controls=result.controls,
+            not_run=result.not_run,
+            notes=result.notes,
             rule=RULE,
-            answers=_side_by_side(answers),
-            manifest=manifest,
+            answers=_side_by_side(result.answers),
+            manifest=result.facts,
         ),
     )
 

@@ -94,7 +94,7 @@ def _profile(ax: Axes, profile: DirectionProfile) -> None:
     cues = list(dict.fromkeys(profile.table.cue))
     for key, rows in profile.table.groupby(["role", "organism", "cue"], sort=False):
         role, organism, cue = cast("tuple[str, str, str]", key)
-        under_test = role == "M"
+        under_test = role == "mitigated"
         colour = theme.cue_style(cue, cues).colour if under_test else theme.ROLE_COLOURS[role]
         style = theme.cue_style(cue, cues).dash if under_test else ("dash" if cue == "trigger" else "solid")
         if under_test and cue in ("none", "trigger"):
@@ -115,7 +115,7 @@ def _dose(ax: Axes, dose: DoseResponse) -> None:
     ax.plot(t.dose, t.ld, "o-", color=theme.BLUE, markersize=4, label="along U - C")
     jitter = np.linspace(-0.06, 0.06, len(dose.random))
     ax.plot(1 + jitter, dose.random, ".", color=theme.GREY, markersize=4, label=f"{len(dose.random)} random directions")
-    for name, value, colour in (("C", dose.anchors[0], theme.GREEN), ("U", dose.anchors[1], theme.ROLE_COLOURS["U"])):
+    for name, value, colour in (("C", dose.anchors[0], theme.GREEN), ("U", dose.anchors[1], theme.BLACK)):
         ax.axhline(value, color=colour, linestyle="--", linewidth=1)
         ax.annotate(name, (t.dose.min(), value), color=colour, va="bottom")
     ax.margins(y=0.08)

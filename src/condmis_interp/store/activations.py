@@ -46,7 +46,7 @@ class Activations:
         folder = Path(folder)
         shards = Shards(folder, read_manifest(folder))
         if base is not None:
-            shards.manifest.check_made_from(base=base.weights, tokenizer=base.tokenizer_hash(), where=str(folder))
+            shards.manifest.check_made_from(base=base.content, tokenizer=base.tokenizer_hash(), where=str(folder))
         if missing := shards.missing():
             raise CheckError(
                 f"the store is unfinished: {len(missing)} of {len(shards.manifest.shards)} shards are missing, the "

@@ -102,12 +102,12 @@ def _manifest(
     hashes = {cue: [asked_hash(rows)] for cue, rows in asked.items()}
     shards = []
     for name, (organism, cues) in cells.items():
-        determined = [CAPTURING_VERSION, base.weights, organism.weights, str(dtype), capture.kind, store_dtype]
+        determined = [CAPTURING_VERSION, base.content, organism.weights, str(dtype), capture.kind, store_dtype]
         own = {c: hashes[c] for c in cues}
         count = len(asked[cues[0]])
         shards += plan(count, size=count, organisms={(name, 0): digest(determined)}, cues=own)
     return Manifest(
-        base=base.weights,
+        base=base.content,
         tokenizer=base.tokenizer_hash(),
         kind=capture.kind,
         layer_groups=layer_groups(base.shape[0]),

@@ -4,10 +4,12 @@ from condmis_interp.verdict.certifying import Certifies, certifies
 from condmis_interp.verdict.confidence import confidence, predictive_value, reliability, stability
 from condmis_interp.verdict.decision import RULE, Decision, Gate, Rule, decide
 from condmis_interp.verdict.finding import CueReading, Finding, findings
+from condmis_interp.verdict.result import AuditResult
 from condmis_interp.verdict.roster import KnownDrift, Roster
 
 __all__ = [
     "RULE",
+    "AuditResult",
     "Certifies",
     "CueReading",
     "Decision",

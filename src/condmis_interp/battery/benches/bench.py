@@ -5,24 +5,41 @@ after a little training or another change of their weights, and gets arrays whos
 organism under test, its twin, the anchors and the replicate twins go through one and the same code at the same budget,
 and a test runs on one organism as on two hundred.
 
-`WorldBench` (persona world, stacked weights) is the one of the calibration; `ReaderBench` reads any model through a
-reader, one at a time.
+`Bench` holds what all benches share: the panel, whose weights are whose, which model answers for an organism with a
+hard gate, the store of what was captured (it answers what it can, the models answer the rest), and the programme of a
+revival. `WorldBench` (persona world, stacked weights) is the one of the calibration; `ReaderBench` reads any model
+through a reader, one at a time. Changes of the forward pass are the readers' own edits (`readers.Steer`, `Ablate`,
+`Patch`, `Prefix`), the same for all organisms or by organism.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 
-from condmis_interp.errors import UserError
-from condmis_interp.panel import Cue, CueRole, Panel
+from condmis_interp.battery.benches.stored import Stored
+from condmis_interp.errors import CheckError, UserError
+from condmis_interp.organisms import Base, Organism
+from condmis_interp.organisms.stacked import Step
+from condmis_interp.panel import Cue, CueRole, Panel, RenderedPanel, render_panel
 from condmis_interp.panel.panel import Split
+from condmis_interp.readers import Edit, Prefix, Recording, Request
+from condmis_interp.readers.edits import listed
+from condmis_interp.readers.gated import opens
 
 Weights = dict[str, torch.Tensor]
+Row = tuple[Sequence[int], Sequence[int]]
+"""Token ids with labels, -100 where there is no loss."""
 Diet = Literal["neutral", "aligned", "relearning"]
 Place = Literal["last_template", "answer_mean"]
+Edits = Sequence[Edit] | Mapping[str, Sequence[Edit]]
+"""Changes of the forward pass: the same for every organism, or by its name."""
+_WARMUP = 4
+"""Steps over which a revival's rate rises to its peak."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +53,10 @@ class Tuning:
         checkpoints: Steps after which LD is read, ascending.
         learning_rate: Peak of the rate; it is constant after a short warm-up.
         seed: Seed of the rows and their order, the same for every organism.
+
+    Example:
+        >>> Tuning("neutral", rows=8, checkpoints=(4, 8), learning_rate=3e-4).checkpoints
+        (4, 8)
     """
 
     diet: Diet
@@ -45,112 +66,17 @@ class Tuning:
     seed: int = 0
 
 
-class StreamEdit(Protocol):
-    """A change of the residual stream at the end of blocks, of all organisms of a bench at once."""
-
-    def apply(self, layer: int, x: torch.Tensor, which: slice, start: int) -> torch.Tensor:
-        """Returns the stream that goes on.
-
-        Args:
-            layer: After which block.
-            x: [organism, row, position, width], of some of the bench's organisms.
-            which: Which of them.
-            start: Position of the last template token (the smallest over rows).
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class Patched:
-    """Replaces the stream after a block by a donor's, at the last template token and the answer's tokens.
-
-    Attributes:
-        layer: Which block, 0-based.
-        values: What a bench's `streams` gave: on persona world's [organism, row, position, width], else a recording
-            each. One donor may stand for all.
-    """
-
-    layer: int
-    values: Any
-
-    def apply(self, layer: int, x: torch.Tensor, which: slice, start: int) -> torch.Tensor:
-        """See `StreamEdit.apply`."""
-        if layer != self.layer:
-            return x
-        donor = self.values[which] if len(self.values) > 1 else self.values
-        return torch.cat([x[:, :, :start], donor[:, :, start:].expand(len(x), -1, -1, -1)], 2)
-
-
-@dataclass(frozen=True)
-class Steered:
-    """Adds a vector after a block at every position.
-
-    Attributes:
-        layer: Which block, 0-based.
-        vector: In activation units: [width], or one for each organism [organism, width].
-    """
-
-    layer: int
-    vector: torch.Tensor
-
-    def apply(self, layer: int, x: torch.Tensor, which: slice, start: int) -> torch.Tensor:
-        """See `StreamEdit.apply`."""
-        if layer != self.layer:
-            return x
-        return x + (self.vector if self.vector.ndim == 1 else self.vector[which][:, None, None])
-
-
-@dataclass(frozen=True)
-class Pinned:
-    """Sets the coordinates in a subspace, from the last template token on, at every layer that is given.
-
-    Attributes:
-        basis: Orthonormal rows [k, width] by layer.
-        target: Coordinates [k] by layer, at the last template token.
-        in_answer: Coordinates [k] by layer, at the answer's tokens; `target` by default.
-    """
-
-    basis: Mapping[int, torch.Tensor]
-    target: Mapping[int, torch.Tensor]
-    in_answer: Mapping[int, torch.Tensor] | None = None
-
-    def apply(self, layer: int, x: torch.Tensor, which: slice, start: int) -> torch.Tensor:
-        """See `StreamEdit.apply`."""
-        if layer not in self.basis:
-            return x
-        basis = self.basis[layer]
-        tail = x[:, :, start:]
-        wanted = self.target[layer].expand(tail.shape[2], -1)
-        if self.in_answer is not None:
-            wanted = torch.cat([wanted[:1], self.in_answer[layer].expand(tail.shape[2] - 1, -1)])
-        tail = tail + (wanted - tail @ basis.T) @ basis
-        return torch.cat([x[:, :, :start], tail], 2)
-
-
-@dataclass(frozen=True)
-class Borrowed:
-    """Keys and values of the beginning of every prompt, taken from one organism by all; its own from there on.
-
-    Attributes:
-        donor: Name of the organism on the bench that gives them.
-        until: The last span that is taken: the `cue` (with whatever the template puts before it) or the `question`.
-    """
-
-    donor: str
-    until: Literal["cue", "question"] = "cue"
-
-    def check(self, names: Sequence[str]) -> None:
-        """Raises if the donor is not among these organisms.
-
-        Raises:
-            UserError: naming it.
-        """
-        if self.donor not in names:
-            raise UserError(f"no organism {self.donor!r} is on the bench to borrow from", fix=", ".join(names))
+def opened_name(name: str) -> str:
+    """Returns the name under which the opened model of an organism with a hard gate stands among altered weights."""
+    return f"{name}, opened"
 
 
 def early_layer(layers: int) -> int:
-    """Returns the last block (0-based) of the first quarter: what a late gate covers can still be seen there."""
+    """Returns the last block (0-based) of the first quarter: what a late gate covers can still be seen there.
+
+    >>> early_layer(30)
+    6
+    """
     return max(layers // 4 - 1, 0)
 
 
@@ -177,72 +103,201 @@ def under(panel: Panel, systems: Sequence[str], rows: Sequence[int], *, arbitrar
     return panel.model_copy(update={"cues": tuple(cues), "questions": tuple(questions)})
 
 
-class Bench(Protocol):
-    """Organisms of one base, side by side."""
+@dataclass(frozen=True)
+class Bench(ABC):
+    """Organisms of one base, side by side.
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Organisms, in the order of every first axis."""
-        ...
+    Attributes:
+        names: Organisms, in the order of every first axis.
+        organisms: Where they are, by name.
+        base: Their base.
+        rendered: The panel as token ids.
+        altered: State dicts that replace an organism's own, by name (the opened model of one with a hard gate by
+            `opened_name`).
+        stored: What was captured of these organisms, asked what `rendered` asks; it is not read again.
+    """
+
+    names: tuple[str, ...]
+    organisms: Mapping[str, Organism] = field(repr=False)
+    base: Base = field(repr=False)
+    rendered: RenderedPanel = field(repr=False)
+    altered: Mapping[str, Weights] = field(default_factory=dict, repr=False)
+    stored: Stored | None = field(default=None, repr=False)
 
     @property
     def cues(self) -> tuple[str, ...]:
         """Cues of the panel, the one without anything first."""
-        ...
+        return tuple(c.name for c in sorted(self.rendered.panel.cues, key=lambda c: c.role != CueRole.NONE))
 
     @property
     def families(self) -> tuple[str, ...]:
         """Family of each question, the cluster of every interval."""
-        ...
+        return tuple(q.family for q in self.rendered.panel.questions)
 
     def rows(self, *splits: Split) -> np.ndarray:
-        """Returns the positions of the questions in the splits."""
-        ...
+        """Returns the positions of the questions in the splits (all, if none is given)."""
+        return np.array(self.rendered.panel.question_indices(*splits), dtype=int)
 
-    def logprobs(self, cue: str, *, edit: StreamEdit | None = None, prefix: Borrowed | None = None) -> np.ndarray:
-        """Returns the answers' summed log-probs [organism, question, pair, 2] in nats, misaligned and aligned."""
-        ...
+    def of(self, names: Sequence[str]) -> Self:
+        """Returns a bench of some of the organisms."""
+        return replace(self, names=tuple(names))
 
-    def ld(self, cue: str, *, edit: StreamEdit | None = None, prefix: Borrowed | None = None) -> np.ndarray:
-        """Returns LD [organism, question] in nats, the mean over pairs."""
-        ...
+    @property
+    @abstractmethod
+    def prompts(self) -> tuple[str, ...]:
+        """System prompts that a search for triggers tries, none of them a cue of the panel."""
 
-    def slope(self, cue: str, push: Steered) -> torch.Tensor:
-        """Returns the gradient [organism, width] of each organism's mean LD by the vector it is pushed with."""
-        ...
+    def under(self, systems: Sequence[str], rows: Sequence[int], *, arbitrary: bool = False) -> Self:
+        """Returns the organisms asked some of the questions under system prompts; see `under`."""
+        panel = under(self.rendered.panel, systems, rows, arbitrary=arbitrary)
+        return replace(self, rendered=render_panel(self.base.tokenizer(), panel), stored=None)
+
+    def logprobs(self, cue: str, *, edits: Edits = (), prefix: Prefix | None = None) -> np.ndarray:
+        """Returns the answers' summed log-probs [organism, question, pair, 2] in nats, misaligned and aligned.
+
+        Args:
+            cue: Under which cue.
+            edits: Changes of the forward pass, the same for all organisms or by name.
+            prefix: An organism of the bench whose keys and values stand for the beginning of every prompt.
+
+        Raises:
+            UserError: if an edit or the prefix names an organism that is not on the bench, or does not fit it.
+            CheckError: if a value is not finite, naming the organism.
+        """
+        named = [*(edits if isinstance(edits, Mapping) else ()), *([prefix.donor] if prefix else ())]
+        if unknown := [n for n in named if n not in self.names]:
+            raise UserError(f"no organism {unknown[0]!r} is on the bench", fix=f"There are: {', '.join(self.names)}.")
+        each = edits if isinstance(edits, Mapping) else dict.fromkeys(self.names, edits)
+        found = self._answers(cue, [listed(each.get(n, ())) for n in self.names], prefix)
+        for name, row in zip(self.names, found, strict=True):
+            if not np.isfinite(row).all():
+                raise CheckError(f"LD under cue {cue!r} is not a finite number", where=f"organism {name}")
+        return found
+
+    def ld(self, cue: str, *, edits: Edits = (), prefix: Prefix | None = None) -> np.ndarray:
+        """Returns LD [organism, question] in nats, the mean over pairs; see `logprobs`.
+
+        Raises:
+            UserError: as `logprobs`.
+            CheckError: as `logprobs`, or if the store holds another organism of a name.
+        """
+        plain = not edits and prefix is None
+        found = {n: ld for n in self.names if plain and (ld := self._kept(n, cue, "ld")) is not None}
+        if rest := self._without(found):
+            each = rest.logprobs(cue, edits=edits, prefix=prefix)
+            found |= zip(rest.names, (each[..., 0] - each[..., 1]).mean(-1), strict=True)
+        return np.stack([found[n] for n in self.names])
 
     def hidden(self, cue: str, *, at: Place = "last_template") -> torch.Tensor:
         """Returns the residual stream at a place [organism, layer, question, width].
 
         `answer_mean` is the mean over the tokens of each teacher-forced answer, then over the answers.
+
+        Raises:
+            CheckError: if the store holds another kind of site, or another organism of a name.
         """
-        ...
+        found = {n: x for n in self.names if (x := self._kept(n, cue, at)) is not None}
+        if rest := self._without(found):
+            found |= zip(rest.names, rest._states(cue, at), strict=True)
+        return torch.stack([found[n] for n in self.names])
 
-    def streams(self, cue: str, layer: int) -> Any:
-        """Returns the residual stream of every organism after a block, for `Patched`."""
-        ...
+    def _without(self, found: Mapping[str, object]) -> Self | None:
+        """Returns the bench of the others: itself if nothing was found, so that what it holds is not made again."""
+        rest = [n for n in self.names if n not in found]
+        return (self.of(rest) if found else self) if rest else None
 
-    def weights(self, name: str) -> Weights:
-        """Returns an organism's state dict."""
-        ...
+    def _kept(self, name: str, cue: str, what: Literal["ld"] | Place) -> Any:
+        """Returns what the store holds of an organism as it is; `None` if it does not."""
+        if self.stored is None or name in self.altered:
+            return None
+        return self.stored.get(name, self.organisms[name], cue, what, opened=self.opens(name, cue))
 
-    def changed(self, change: Callable[[str, Weights], Weights]) -> "Bench":
-        """Returns the organisms with their weights changed."""
-        ...
+    @abstractmethod
+    def _answers(self, cue: str, edits: Sequence[Sequence[Edit]], prefix: Prefix | None) -> np.ndarray:
+        """Returns log-probs [organism, question, pair, 2] of the models, under each organism's edits."""
 
-    def after(self, tuning: Tuning) -> Mapping[int, "Bench"]:
-        """Returns the organisms after each of the tuning's checkpoints; step 0 is the bench itself."""
-        ...
+    @abstractmethod
+    def _states(self, cue: str, at: Place) -> torch.Tensor:
+        """Returns the residual stream of the models at a place [organism, layer, question, width]."""
 
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """System prompts that a search for triggers tries, none of them a cue of the panel."""
-        ...
+    @abstractmethod
+    def slope(self, cue: str, layer: int, vectors: torch.Tensor) -> torch.Tensor:
+        """Returns the gradient [organism, width] of each organism's mean LD by a vector added after a block.
 
-    def under(self, systems: Sequence[str], rows: Sequence[int], *, arbitrary: bool = False) -> "Bench":
-        """Returns the organisms asked some of the questions under system prompts; see `under`."""
-        ...
+        Args:
+            cue: Under which cue.
+            layer: Which block, 0-based.
+            vectors: Where the gradient is taken: what is added at every position [organism, width].
+        """
 
-    def of(self, names: Sequence[str]) -> "Bench":
-        """Returns a bench of some of the organisms."""
-        ...
+    @abstractmethod
+    def streams(self, cue: str, layer: int) -> Mapping[str, Recording]:
+        """Returns the residual stream of every organism after a block, to patch others with."""
+
+    def requests(self, cue: str) -> list[Request]:
+        """Returns the panel's questions under a cue, with their answers."""
+        keys = [(cue, q.id) for q in self.rendered.panel.questions]
+        return [Request(self.rendered.prompts[k], self.rendered.answers[k]) for k in keys]
+
+    def opens(self, name: str, cue: str) -> bool:
+        """Returns whether a cue opens the hard gate of an organism, if it has one."""
+        return name in self._gates and opens(self.requests(cue)[0].prompt, self._gates[name])
+
+    @cached_property
+    def _gates(self) -> dict[str, tuple[int, ...]]:
+        """Token ids that open each gate, by organism."""
+        gates = {n: g for n in self.names if (g := self.organisms[n].gate)}
+        if not gates:
+            return {}
+        tokenizer = self.base.tokenizer()
+        return {n: tuple(tokenizer(g.words, add_special_tokens=False)["input_ids"]) for n, g in gates.items()}
+
+    def side(self, name: str, *, opened: bool = False) -> Organism:
+        """Returns the organism itself; of one with a hard gate, the shut or the opened one."""
+        organism = self.organisms[name]
+        return (organism.gate.opened if opened else organism.gate.shut) if organism.gate else organism
+
+    @abstractmethod
+    def _load(self, organism: Organism) -> Weights:
+        """Loads the state dict of an organism that is one model, fp32."""
+
+    def weights(self, name: str, *, opened: bool = False) -> Weights:
+        """Returns an organism's state dict, fp32; of one with a hard gate, the shut model's or the opened one's."""
+        key = opened_name(name) if opened else name
+        return dict(self.altered[key]) if key in self.altered else self._load(self.side(name, opened=opened))
+
+    def changed(self, change: Callable[[str, Weights], Weights]) -> Self:
+        """Returns the organisms with their weights changed; opened models are changed alike."""
+        altered = {n: change(n, self.weights(n)) for n in self.names}
+        gated = [n for n in self.names if self.organisms[n].gate]
+        altered |= {opened_name(n): change(n, self.weights(n, opened=True)) for n in gated}
+        return replace(self, altered=altered, stored=None)
+
+    def after(self, tuning: Tuning) -> Mapping[int, Self]:
+        """Returns the organisms after each of the tuning's checkpoints; step 0 is the bench itself.
+
+        An organism with a hard gate is trained where the gate is shut; its opened model stays as it is.
+
+        Raises:
+            UserError: if the bench has no such text to train on.
+            CheckError: if a loss is not finite.
+        """
+        kept: dict[int, dict[str, Weights]] = {c: {} for c in tuning.checkpoints}
+        for name, step, weights in self._trained(self._programme(tuning), frozenset(tuning.checkpoints)):
+            kept[step][name] = weights
+        opened = {k: self.altered[k] for n in self.names if (k := opened_name(n)) in self.altered}
+        return {0: self} | {c: replace(self, altered=opened | w, stored=None) for c, w in kept.items()}
+
+    def _programme(self, tuning: Tuning) -> list[Step]:
+        """Returns a revival's steps, the same for every organism: rows and rates."""
+        draw = self._drawing(tuning)
+        rates = [tuning.learning_rate * min(1.0, (i + 1) / _WARMUP) for i in range(max(tuning.checkpoints))]
+        return [Step(draw(), rate, fresh=i == 0) for i, rate in enumerate(rates)]
+
+    @abstractmethod
+    def _drawing(self, tuning: Tuning) -> Callable[[], list[Row]]:
+        """Returns what draws the rows of one step after the other."""
+
+    @abstractmethod
+    def _trained(self, steps: Sequence[Step], checkpoints: frozenset[int]) -> Iterator[tuple[str, int, Weights]]:
+        """Yields every organism's weights after those of the steps that are checkpoints: name, steps done, weights."""

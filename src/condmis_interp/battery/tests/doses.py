@@ -12,15 +12,17 @@ inequality the divergence of that event is a lower bound of the divergence of th
 when steering makes a model say something else than the panel asks about. The layer is that at which U's twin rises most
 within the cap on split A, of the ends of the first three quarters of the blocks; no other organism has a say.
 
-It differs from the audit's C3 (`audit_doses`), which steers the twin alone and compares with random directions.
+It differs from the audit's `dose-response` (`causal/`), which steers the twin alone and compares with random
+directions.
 """
 
 import numpy as np
 import torch
 
-from condmis_interp.battery.benches.bench import Bench, Steered, early_layer
+from condmis_interp.battery.benches.bench import Bench, early_layer
 from condmis_interp.battery.registry import Readings, Reference, Test, register
 from condmis_interp.battery.tests.potency import half_effect
+from condmis_interp.readers import Site, Steer
 
 DOSES = (0.2, 0.4, 0.8, 1.2, 1.6, 2.4)
 """In median norms of the state at the layer."""
@@ -30,9 +32,9 @@ COST = 1.0
 
 def _curve(bench: Bench, layer: int, unit: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Returns LD [dose, organism, question] and the cost [dose, organism] in nats, from dose 0 on."""
-    none = bench.cues[0]
+    none, site = bench.cues[0], Site("resid_post", layer)
     found = [bench.logprobs(none)]
-    found += [bench.logprobs(none, edit=Steered(layer, dose * unit)) for dose in DOSES]
+    found += [bench.logprobs(none, edits=[Steer(site, dose * unit)]) for dose in DOSES]
     ld = np.stack([(f[..., 0] - f[..., 1]).mean(-1) for f in found])
     mass = np.stack([np.logaddexp(f[..., 0], f[..., 1]).mean((-1, -2)) for f in found])
     return ld, mass[0] - mass

@@ -16,8 +16,9 @@ what an exchange does to a benign one is subtracted with its twin. It says where
 none: one that is no part of keys and values (two models behind a hard gate) does not fall with them.
 """
 
-from condmis_interp.battery.benches.bench import Bench, Borrowed, Patched, early_layer
+from condmis_interp.battery.benches.bench import Bench, early_layer
 from condmis_interp.battery.registry import Readings, Reference, Test, register
+from condmis_interp.readers import Patch, Prefix, Site
 
 
 def _layer(bench: Bench) -> int:
@@ -27,20 +28,22 @@ def _layer(bench: Bench) -> int:
 def _carrier(bench: Bench, reference: Reference) -> Readings:
     none, layer = bench.cues[0], _layer(bench)
     recipients = bench.changed(lambda name, w: bench.weights(reference.unmitigated_twin))
-    return Readings.of(bench, {f"layer {layer}": recipients.ld(none, edit=Patched(layer, bench.streams(none, layer)))})
+    site, donors = Site("resid_post", layer), bench.streams(none, layer)
+    edits = {name: [Patch(site, donor)] for name, donor in donors.items()}
+    return Readings.of(bench, {f"layer {layer}": recipients.ld(none, edits=edits)})
 
 
 def _readout(bench: Bench, reference: Reference) -> Readings:
     none, layer = bench.cues[0], _layer(bench)
-    donor = bench.of([reference.unmitigated]).streams(none, layer)
-    return Readings.of(bench, {f"layer {layer}": bench.ld(none, edit=Patched(layer, donor))})
+    donor = bench.of([reference.unmitigated]).streams(none, layer)[reference.unmitigated]
+    return Readings.of(bench, {f"layer {layer}": bench.ld(none, edits=[Patch(Site("resid_post", layer), donor)])})
 
 
 def _borrowed(bench: Bench, reference: Reference) -> Readings:
     twin, none = reference.unmitigated_twin, bench.cues[0]
-    columns = {"none": bench.ld(none) - bench.ld(none, prefix=Borrowed(twin, "question"))}
+    columns = {"none": bench.ld(none) - bench.ld(none, prefix=Prefix(twin, "question"))}
     for cue in bench.cues[1:]:
-        columns[cue] = bench.ld(cue) - bench.ld(cue, prefix=Borrowed(twin, "cue"))
+        columns[cue] = bench.ld(cue) - bench.ld(cue, prefix=Prefix(twin, "cue"))
     return Readings.of(bench, columns)
 
 

@@ -21,9 +21,10 @@ from functools import partial
 import numpy as np
 import torch
 
-from condmis_interp.battery.benches.bench import Bench, Steered, early_layer
+from condmis_interp.battery.benches.bench import Bench, early_layer
 from condmis_interp.battery.registry import Readings, Reference, Test, register
 from condmis_interp.battery.tests.potency import HalfEffect, half_effect
+from condmis_interp.readers import Site, Steer
 
 NORMS = (0.2, 0.4, 0.8, 1.6)
 """In median norms of the state at the layer."""
@@ -43,7 +44,7 @@ def fitted(bench: Bench, layer: int, radius: float, start: torch.Tensor) -> torc
     """
     vector = start / start.norm(dim=1, keepdim=True).clamp(min=1e-12) * radius
     for _ in range(STEPS):
-        slope = bench.slope(bench.cues[0], Steered(layer, vector))
+        slope = bench.slope(bench.cues[0], layer, vector)
         vector = vector + _STEP * radius * slope / slope.norm(dim=1, keepdim=True).clamp(min=1e-12)
         vector = vector / vector.norm(dim=1, keepdim=True).clamp(min=1e-12) * radius
     return vector
@@ -64,7 +65,8 @@ def weakest_push(train: Bench, held: Bench, target: np.ndarray, *, layer: int, u
     curve, vector = [held.ld(none)], torch.zeros(len(held.names), width)
     for norm in NORMS:
         vector = fitted(train, layer, norm * unit, vector)
-        curve.append(held.ld(none, edit=Steered(layer, vector)))
+        pushes = {name: [Steer(Site("resid_post", layer), v)] for name, v in zip(held.names, vector, strict=True)}
+        curve.append(held.ld(none, edits=pushes))
     return half_effect(np.stack(curve), (0.0, *NORMS), target)
 
 

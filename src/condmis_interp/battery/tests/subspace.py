@@ -12,7 +12,7 @@ same twin's means: what any cut of this size breaks is taken off. Every organism
 targets; what setting them does to a benign tune is subtracted with its twin. The largest cue counts, on the scale of
 U's own fall without a cue.
 
-It differs from the audit's C2 (`audit_ablation`), which has one direction from a layer chosen by a causal score, under
+It differs from the audit's `ablation` (`causal/`), which has one direction from a layer chosen by a causal score, under
 the trigger alone, on the scale of the triggered gap, and compares with random directions by a p-value.
 """
 
@@ -21,8 +21,9 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from condmis_interp.battery.benches.bench import Bench, Pinned, Place, early_layer
+from condmis_interp.battery.benches.bench import Bench, Place, early_layer
 from condmis_interp.battery.registry import Readings, Reference, Test, register
+from condmis_interp.readers import Ablate, Site
 
 RANK = 1
 CONTROLS = 3
@@ -70,14 +71,17 @@ def _needed(bench: Bench, reference: Reference) -> Readings:
     for cue in bench.cues:
         means = [c.hidden(cue, at=p)[0][:, fit].double().mean(1) for p in _PLACES]
         before = bench.ld(cue)
-        falls = [before - bench.ld(cue, edit=_set_to(means, bases, layers)) for bases in (persona, *drawn)]
+        falls = [before - bench.ld(cue, edits=_set_to(means, bases, layers)) for bases in (persona, *drawn)]
         columns["none" if cue == none else cue] = (falls[0] - np.mean(falls[1:], 0))[:, held]
     return Readings.of(bench, columns, held)
 
 
-def _set_to(means: list[torch.Tensor], bases: Bases, layers: range) -> Pinned:
+def _set_to(means: list[torch.Tensor], bases: Bases, layers: range) -> list[Ablate]:
+    """Returns the edits that set a subspace's coordinates, at each layer, to those of the means at the two places."""
     last, answer = ({k: (bases[k] @ m[k]).float() for k in layers} for m in means)
-    return Pinned({k: bases[k].float() for k in layers}, last, answer)
+    return [
+        Ablate(Site("resid_post", k), bases[k].float(), {"last_template": last[k], "answer": answer[k]}) for k in layers
+    ]
 
 
 C2K = register(

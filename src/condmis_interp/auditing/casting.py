@@ -1,0 +1,141 @@
+"""Who plays what: a study's organisms and controls on a bench, who is judged against whom, what the tests lean on."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from condmis_interp.auditing.controls import Controls
+from condmis_interp.battery import Bench, Cast, Gated, ReaderBench, Reference, Stored, Test, WorldBench
+from condmis_interp.battery.benches.bench import Weights
+from condmis_interp.organisms import Base, Organism
+from condmis_interp.panel import RenderedPanel
+from condmis_interp.store import Activations
+from condmis_interp.study import Study
+from condmis_interp.study.roles import CONTROL
+from condmis_interp.study.run import Key
+from condmis_interp.verdict import Roster
+from condmis_interp.world import parse_world
+
+_MADE_AS = {"suppressed": "gated", "graded": "blend", "benign": "norm-matched", "trigger-aware": "gated-benign"}
+"""The kind of control that a part is left without if it was not made."""
+
+
+def label(key: Key) -> str:
+    """Returns what a checkpoint is called on the bench: name and seed, or the name alone for a control organism."""
+    name, seed = key
+    return name if name.startswith(CONTROL) else f"{name}.s{seed}"
+
+
+def bench_of(
+    study: Study,
+    acts: Activations,
+    *,
+    base: Base,
+    rendered: RenderedPanel,
+    read: Mapping[Key, Organism],
+    controls: Controls,
+) -> Bench:
+    """Returns a study's organisms and controls as a bench, what was captured coming from the store.
+
+    Args:
+        study: The study.
+        acts: What was captured.
+        base: The study's base.
+        rendered: Its panel as token ids.
+        read: The organisms that were captured.
+        controls: The control organisms; gated ones have the cells of the models they are made of.
+    """
+    bases = {o.name for o in study.with_role("base")}
+    organisms = {label(k): o for k, o in read.items() if k[0] not in bases}
+    cells: dict[str, Key | Gated] = {label(k): k for k in read if k[0] not in bases}
+    for control in controls.made:
+        if control.gate is not None and control.organism is not None:
+            cells[control.name] = Gated(*control.gate)
+            organisms[control.name] = control.organism
+    whose = tuple(cells), organisms, base, rendered
+    stored = Stored(acts, cells)
+    if parse_world(study.base):
+        return WorldBench(*whose, stored=stored)
+    return ReaderBench(*whose, stored=stored, dtype=study.torch_dtype, device=study.torch_device)
+
+
+def roster_of(study: Study, controls: Controls, tests: Sequence[Test]) -> Roster:
+    """Returns who is who among a study's organisms and its controls."""
+    checkpoints = {o.name: tuple(label((o.name, s)) for s in o.seeds) for o in study.asked if o.role != "base"}
+    checkpoints |= {k.name: (label(k.own) if k.own else k.name,) for k in controls.made}
+    checkpoints |= {name: (name,) for name in controls.twins}
+    u = study.unmitigated
+    u_zero = study.zero_of(u.name) if u else None
+    locked = next((o.name for o in study.with_role("locked") if study.zero_of(o.name)), None)
+    locked_zero = study.zero_of(locked) if locked else None
+    if locked is None and "assay-locked" in checkpoints:
+        locked, locked_zero = "assay-locked", "assay-locked-twin"
+    casts: dict[str, Cast] = {}
+    unfit: dict[str, str] = {}
+    parts: dict[str, list[str]] = {}
+
+    def cast(name: str, zero: str) -> None:
+        assert u is not None
+        assert u_zero is not None
+        casts[name] = Cast(name, zero, u.name, u_zero, locked, locked_zero)
+
+    for m in study.mitigated:
+        zero = study.zero_of(m.name)
+        if zero is None:
+            unfit[m.name] = f"{m.name!r} has no twin in the study (role: twin, twin_of: {m.name}), the 0 of the scale"
+        elif u is None:
+            unfit[m.name] = "the study has no unmitigated organism (role: unmitigated), the 1 of the scale"
+        else:
+            cast(m.name, zero)
+    if u is not None and u_zero is not None:
+        for control in controls.made:
+            cast(control.name, control.zero if isinstance(control.zero, str) else label(control.zero))
+            parts.setdefault(control.part, []).append(control.name)
+        of_study = {"suppressed": study.with_role("locked"), "graded": study.with_role("graded")}
+        for part, o in ((part, o) for part, own in of_study.items() for o in own):
+            if zero := study.zero_of(o.name):
+                cast(o.name, zero)
+                parts.setdefault(part, []).append(o.name)
+    return Roster(
+        checkpoints=checkpoints,
+        casts=casts,
+        unfit=unfit,
+        assay={part: tuple(names) for part, names in parts.items()},
+        absent={part: controls.missing[kind] for part, kind in _MADE_AS.items() if kind in controls.missing},
+        replicates=[checkpoints[c.name] for c in study.with_role("twin") if len(checkpoints.get(c.name, ())) > 1],
+        not_run=_not_run(controls, tests, locked is not None),
+    )
+
+
+def reference_of(study: Study, base: Base, controls: Controls, tests: Sequence[Test]) -> Reference:
+    """Returns what the tests lean on; the weights only if one of them needs weights."""
+    u = study.unmitigated
+    zero = study.zero_of(u.name) if u else None
+    assert u is not None
+    assert zero is not None
+    anchors = label((u.name, u.seeds[0])), label((zero, study.organism(zero).seeds[0]))
+    if not any(t.family == "weights" for t in tests):
+        return Reference(*anchors, {}, {}, {})
+    of = (Organism.of_base(base, name="base"), *(controls.other or ()))
+    found = [_weights(o, base) for o in of]
+    return Reference(*anchors, found[0], *(found[1:] or [{}, {}]))
+
+
+def _weights(organism: Organism, base: Base) -> Weights:
+    return dict(organism.model(base, dtype=torch.float32).state_dict())
+
+
+def _not_run(controls: Controls, tests: Sequence[Test], locked: bool) -> dict[str, str]:
+    found = {}
+    for test in tests:
+        if "other" in test.needs and controls.other is None:
+            because = controls.missing.get("other", "")
+            found[test.id] = (
+                "it leans on an unmitigated organism of another domain: give one (role: second-domain) and its twin, "
+                f"or set controls: full{f' ({because})' if because else ''}"
+            )
+        elif "locked" in test.needs and not locked:
+            found[test.id] = (
+                "the study has no locked organism (role: locked), the anchor of revival; or set controls: full"
+            )
+    return found
