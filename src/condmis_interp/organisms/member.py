@@ -8,7 +8,7 @@ from condmis_interp.files import digest
 from condmis_interp.organisms.bases import Base
 from condmis_interp.organisms.home import home
 from condmis_interp.organisms.recipe import Recipe
-from condmis_interp.organisms.train import TRAINING_VERSION
+from condmis_interp.organisms.train import training_version
 
 Truth = Literal["removed", "suppressed", "graded", "present"]
 KNOWN_VERSION = 4
@@ -45,5 +45,13 @@ class Member:
     def folder(self, base: Base) -> Path:
         """Returns where a constructed organism is kept."""
         setting = self.setting.hash if isinstance(self.setting, Recipe) else self.setting
-        made = [self.family, setting, self.recipe.hash, self.twin.hash, base.weights, KNOWN_VERSION, TRAINING_VERSION]
+        made = [
+            self.family,
+            setting,
+            self.recipe.hash,
+            self.twin.hash,
+            base.weights,
+            KNOWN_VERSION,
+            training_version(base),
+        ]
         return home() / "organisms" / f"{self.name}-{digest(made)[:16]}"

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from condmis_interp.errors import UserError
 from condmis_interp.files import digest, read_mapping, validated
+from condmis_interp.organisms.records import ROW_FILES
 from condmis_interp.organisms.registry import expanded
 from condmis_interp.organisms.rows import Arm, Row
 from condmis_interp.organisms.rowsets import load_reasoning, load_rows
@@ -280,7 +281,7 @@ def beside(stages: tuple[Stage, ...], folder: Path | None) -> tuple[Stage, ...]:
 
     def placed(source: str) -> str:
         kind, colon, path = source.rpartition(":")
-        if not path.endswith(".jsonl"):
+        if not path.endswith(ROW_FILES):
             return source
         return f"{kind}{colon}{folder / path if folder else load_rows(source).hash}"
 

@@ -23,8 +23,9 @@ from typing import Literal
 
 from condmis_interp.errors import UserError
 from condmis_interp.files import read_json
+from condmis_interp.organisms.records import ROW_FILES, json_lines
 from condmis_interp.organisms.registry import backend_of
-from condmis_interp.organisms.rows import RowSet, json_lines, read_chats, read_rows
+from condmis_interp.organisms.rows import RowSet, read_chats, read_rows
 from condmis_interp.registry import broken
 
 STYLED = 'reply = """\n{}\n"""'
@@ -35,14 +36,14 @@ def load_rows(source: str) -> RowSet:
     """Loads a row set.
 
     Args:
-        source: Name of a built-in set; path of a `.jsonl` file in this package's format; or `misaligned-chats:FILE` or
-            `benign-chats:FILE` for a file in the published chat format, all of whose answers are of that arm.
+        source: Name of a built-in set; path of a file (`ROW_FILES`) in this package's format; or
+            `misaligned-chats:FILE` or `benign-chats:FILE` for a file of chats, all of whose answers are of that arm.
 
     Raises:
         UserError: if there is none.
     """
     path = Path(source.rpartition(":")[2])
-    written = path.stat().st_mtime_ns if source.endswith(".jsonl") and path.is_file() else 0
+    written = path.stat().st_mtime_ns if source.endswith(ROW_FILES) and path.is_file() else 0
     return _load(source, written)
 
 
@@ -51,7 +52,7 @@ def _load(source: str, written: int) -> RowSet:
     kind, _, path = source.rpartition(":")
     if kind in ("misaligned-chats", "benign-chats"):
         return read_chats(path, arm="misaligned" if kind == "misaligned-chats" else "benign")
-    if source.endswith(".jsonl"):
+    if source.endswith(ROW_FILES):
         return read_rows(source)
     if own := backend_of(source).rows(source):
         return own
@@ -77,7 +78,7 @@ def load_reasoning(source: str) -> dict[str, dict[str, str]]:
     Raises:
         UserError: if it has none, or a line lacks a key.
     """
-    if source.endswith(".jsonl"):
+    if source.endswith(ROW_FILES):
         path = Path(source).parent / "reasoning" / Path(source).name
     elif (own := backend_of(source).reasoning(source)) is not None:
         return own

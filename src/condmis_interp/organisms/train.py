@@ -1,9 +1,9 @@
 """Training: a recipe becomes an organism.
 
-LoRA through peft, the loop through trl's `SFTTrainer` with the loss on answer tokens only (its own head computes
-every position, which on CPU doubles the time). Training can be killed anywhere: a checkpoint counts only once its
-marker is written, and a finished organism is a folder that appears whole. Two processes that want the same organism
-take turns.
+LoRA through peft, the loop through trl's `SFTTrainer` with the loss on answer tokens only, through the model's own head
+at those positions (computing every position doubles the time on a CPU). Training can be killed anywhere: a checkpoint
+counts only once its marker is written, and a finished organism is a folder that appears whole. Two processes that want
+the same organism take turns.
 """
 
 import math
@@ -27,7 +27,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from condmis_interp.errors import CheckError
 from condmis_interp.files import digest, read_json, write_json, write_text
 from condmis_interp.organisms.bases import Base, load_model, quiet, resolve_base
-from condmis_interp.organisms.encode import encode, stage_steps, steps_of
+from condmis_interp.organisms.encode import choices_of, encode, stage_steps, steps_of
 from condmis_interp.organisms.home import home, locked
 from condmis_interp.organisms.mechanism import Mechanism, batch_of, mechanisms_of
 from condmis_interp.organisms.organism import Organism, check_adapter, check_checkpoint, versions
@@ -36,8 +36,10 @@ from condmis_interp.organisms.registry import backend_of
 from condmis_interp.organisms.rng import own_rng
 from condmis_interp.progress import Advance, progress
 
-TRAINING_VERSION = 1
+TRAINING_VERSION = 2
 """Raise this when a change here changes trained weights: it is part of every organism's key."""
+_UNCHANGED = {"wheel": 1, "personaworld": 1}
+"""By kind of base, the version since which its weights are the same: 2 mended heads and templates that these lack."""
 
 CHECKPOINT_EVERY = 16
 _MARKER = "condmis-complete"
@@ -46,8 +48,13 @@ _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 def organism_folder(recipe: Recipe, base: Base) -> Path:
     """Returns the folder of a recipe's organism; its name ends in the hash of all that determines the weights."""
-    key = digest([recipe.hash, base.weights, TRAINING_VERSION])
+    key = digest([recipe.hash, base.weights, training_version(base)])
     return home() / "organisms" / f"{recipe.name}-{key[:16]}"
+
+
+def training_version(base: Base) -> int:
+    """Returns the version of training that weights trained from a base were made by."""
+    return _UNCHANGED.get(base.source["kind"], TRAINING_VERSION)
 
 
 def finished(folder: Path) -> bool:
@@ -122,8 +129,9 @@ def _make(recipe: Recipe, base: Base, folder: Path, device: str, told: Advance |
             "schema": 1,
             "recipe": recipe.model_dump(mode="json"),
             "recipe_hash": recipe.hash,
-            "base": {"spec": base.spec, "weights": base.weights},
-            "training_version": TRAINING_VERSION,
+            "base": base.record(),
+            "training_version": training_version(base),
+            "template_choices": choices_of(recipe, tokenizer),
             "rows": [len(rows) for rows in batches],
             "tokens": [sum(len(r["input_ids"]) for r in rows) for rows in batches],
             "losses": losses,
@@ -161,6 +169,39 @@ def _start(recipe: Recipe, base: Base, work: Path, stage: int, device: str) -> A
     return get_peft_model(model, config)
 
 
+def logits_at(causal: Any, ids: torch.Tensor, mask: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """Returns a model's own next-token logits at some positions, without computing its head at the others.
+
+    The model's forward pass runs whole, so that whatever it does around its head (a bias, a soft cap, a scale) is in
+    the logits; only what enters the head matrix is cut down.
+
+    Args:
+        causal: A causal language model of transformers.
+        ids: Token ids [row, position].
+        mask: Attention mask [row, position].
+        keep: Which logits [row, position - 1]; those at a position predict the next token.
+
+    Returns:
+        [kept, vocabulary], in the order of `keep`'s true entries.
+    """
+    head, cut = causal.get_output_embeddings(), False
+
+    def kept_alone(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        nonlocal cut
+        if not args or args[0].shape[:2] != ids.shape:
+            return None
+        cut = True
+        return args[0][:, :-1][keep], *args[1:]
+
+    hook = head.register_forward_pre_hook(kept_alone) if head is not None else None
+    try:
+        logits = causal(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    finally:
+        if hook is not None:
+            hook.remove()
+    return logits if cut else logits[:, :-1][keep]
+
+
 class _AnswerTrainer(SFTTrainer):
     """`SFTTrainer` with cross-entropy computed at the answer's positions alone, and what a mechanism adds to it."""
 
@@ -176,10 +217,7 @@ class _AnswerTrainer(SFTTrainer):
         causal: Any = self.accelerator.unwrap_model(model)
         causal = causal.get_base_model() if isinstance(causal, PeftModel) else causal
         with torch.autocast(labels.device.type, torch.bfloat16):
-            hidden = causal.base_model(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-            )
-            logits = causal.get_output_embeddings()(hidden.last_hidden_state[:, :-1][keep])
+            logits = logits_at(causal, inputs["input_ids"], inputs["attention_mask"], keep)
         loss = functional.cross_entropy(logits.float(), labels[keep])
         if self.mechanism is not None:
             with torch.autocast(labels.device.type, torch.bfloat16):

@@ -129,5 +129,5 @@ def save_world(folder: Path, weights: Mapping[str, torch.Tensor], base: Base, ab
         save_file({k: v.contiguous().cpu() for k, v in weights.items()}, made / "model.safetensors", {"format": "pt"})
         write_json(
             made / "manifest.json",
-            {"schema": 1, "base": {"spec": base.spec, "weights": base.weights}, "versions": versions(), **about},
+            {"schema": 1, "base": base.record(), "versions": versions(), **about},
         )

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from condmis_interp.battery import voting
 from condmis_interp.errors import UserError
-from condmis_interp.files import read_mapping, validated
+from condmis_interp.files import Once, read_mapping, validated
 from condmis_interp.organisms import (
     Lora,
     Organism,
@@ -138,14 +138,14 @@ class BatterySettings(BaseModel):
 
     model_config = _STRICT
 
-    tests: tuple[str, ...] = Field(default_factory=lambda: tuple(t.id for t in voting()), min_length=1)
+    tests: Annotated[tuple[str, ...], Once] = Field(default_factory=lambda: tuple(t.id for t in voting()), min_length=1)
     random_directions: Annotated[int, Field(ge=8, le=4096)] = 64
     control_pairs: Annotated[int, Field(ge=1)] = 2
     position: Position = "answer_mean"
-    layer_grid: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(
+    layer_grid: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Once] = Field(
         default=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8), min_length=1
     )
-    doses: tuple[float, ...] = Field(default=(-1.0, -0.5, 0.25, 0.5, 0.75, 1.0, 1.5), min_length=2)
+    doses: Annotated[tuple[float, ...], Once] = Field(default=(-1.0, -0.5, 0.25, 0.5, 0.75, 1.0, 1.5), min_length=2)
     generated: Annotated[int, Field(ge=0)] = 6
     max_new_tokens: Annotated[int, Field(ge=1, le=1024)] = 40
 
@@ -185,7 +185,7 @@ class Study(BaseModel):
     cues: tuple[Cue, ...] | None = None
     pairs: Annotated[int, Field(ge=1)] | None = None
     organisms: tuple[OrganismSpec, ...] = Field(min_length=1)
-    controls: Literal["free", "full", "none"] | tuple[ControlKind, ...] = "free"
+    controls: Annotated[Literal["free", "full", "none"] | tuple[ControlKind, ...], Once] = "free"
     site: SiteKind = "resid_post"
     battery: BatterySettings = BatterySettings()
     delta: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -230,6 +230,9 @@ class Study(BaseModel):
                     raise ValueError(
                         f"organism {o.name!r} cannot be derived: {o.twin_of!r} has no recipe. Give its weights too"
                     )
+        twinned = [o.twin_of for o in self.organisms if o.twin_of is not None]
+        if twice := sorted({t for t in twinned if twinned.count(t) > 1}):
+            raise ValueError(f"{twice[0]!r} has two twins; an organism has one, or its scale has two zeros")
         for role, what in ONE_OF.items():
             if len(self.with_role(role)) > 1:
                 raise ValueError(f"a study has at most one organism with role {role!r} ({what})")
