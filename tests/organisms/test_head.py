@@ -6,7 +6,7 @@ import transformers
 from torch.nn import functional
 
 from condmis_interp.organisms.bases import Base
-from condmis_interp.organisms.train import logits_at, training_version
+from condmis_interp.organisms.head import logits_at, training_version
 
 SMALL = {
     "vocab_size": 258,

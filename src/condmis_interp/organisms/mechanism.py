@@ -16,12 +16,14 @@ from torch.nn import functional
 
 from condmis_interp.errors import UserError
 from condmis_interp.files import validated
+from condmis_interp.organisms.head import logits_at
 from condmis_interp.organisms.recipe import Recipe, Stage
 from condmis_interp.organisms.registry import backend_of
 from condmis_interp.registry import Registry
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
-"""From a mask [row, position] of where to look to logits [place, token] there."""
+"""From a mask [row, position] of where to look to logits [place, token] there, by the model's own head; the last
+position predicts nothing and has none."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Batch:
         mask: 1 where there is a token, 0 where there is padding [row, position].
         labels: Token ids of the answer, -100 elsewhere [row, position].
         model: The model that is trained.
-        logits: Its logits at chosen positions; from the forward pass of the loss, so they cost no other one.
-        reference: The base's, without gradients; one forward pass of the base when it is first asked for.
+        logits: Its logits at chosen positions, with gradients; one forward pass of its own each time.
+        reference: The base's, without gradients; one forward pass of the base each time.
     """
 
     ids: torch.Tensor
@@ -50,12 +52,11 @@ class Batch:
         return functional.pad(self.labels[:, 1:] != -100, (0, 1))
 
 
-def batch_of(inputs: Mapping[str, torch.Tensor], hidden: torch.Tensor, model: Any, base: Callable[[], Any]) -> Batch:
+def batch_of(inputs: Mapping[str, torch.Tensor], model: Any, base: Callable[[], Any]) -> Batch:
     """Returns a batch for mechanisms.
 
     Args:
         inputs: `input_ids`, `attention_mask` and `labels` [row, position].
-        hidden: The last hidden states [row, position, width] that the loss was taken from.
         model: What is trained; with adapters, the base is this model without them.
         base: Loads the base; called if there are no adapters.
     """
@@ -68,13 +69,12 @@ def batch_of(inputs: Mapping[str, torch.Tensor], hidden: torch.Tensor, model: An
         training = known.training
         known.eval()  # no dropout
         with torch.no_grad(), model.disable_adapter() if adapted else nullcontext():
-            seen = known.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-            found = known.get_output_embeddings()(seen[where])
+            found = logits_at(known, ids, mask, where[:, :-1])
         known.train(training)
         return found
 
     def logits(where: torch.Tensor) -> torch.Tensor:
-        return causal.get_output_embeddings()(hidden[where])
+        return logits_at(causal, ids, mask, where[:, :-1])
 
     return Batch(ids, mask, inputs["labels"], causal, logits, reference)
 
