@@ -316,7 +316,7 @@ class TestWhatIsWrong:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"battery": {"tests": ["A1", "Z9"]}}, "the battery has no test 'Z9'"),
+            ({"battery": {"tests": ["A1", "Z9"]}}, "there is no test 'Z9'"),
             ({"assay": "everything"}, "assay"),
             ({"assay": ["gated", "poisoned"]}, "assay"),
             ({"organisms": [{"name": "assay-m", "role": "M", "checkpoint": "m"}]}, "do not begin with 'assay-'"),

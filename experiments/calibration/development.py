@@ -3,17 +3,16 @@
     .venv/bin/python experiments/calibration/development.py --out runs/calibration
 
 That is the drift between their twins and which tests may certify: OUT/development.json, which is shipped by copying it
-to `src/condmis_interp/verdict/`. The verdicts in it are hindsight, since the rule was made with these seeds in view.
+to `src/condmis_interp/tables/`. The verdicts in it are hindsight, since the rule was made with these seeds in view.
 """
 
 import argparse
 from pathlib import Path
 
-from condmis_interp.battery import registered
 from condmis_interp.calibration import told
 from condmis_interp.calibration.drifts import drifts_without
 from condmis_interp.calibration.reference import drift_table
-from condmis_interp.calibration.run import BATTERY, DEVELOPMENT, judge_all, measure_seeds
+from condmis_interp.calibration.run import DEVELOPMENT, judge_all, measure_seeds, to_calibrate
 from condmis_interp.calibration.tables import certifying, summary
 from condmis_interp.files import write_json
 from condmis_interp.verdict import RULE
@@ -25,7 +24,7 @@ def main() -> None:
     args = parser.parse_args()
     measured = measure_seeds(DEVELOPMENT, args.out)
     judged = judge_all(measured, delta=RULE.delta)
-    drifts = drifts_without(measured, None, registered(*BATTERY))
+    drifts = drifts_without(measured, None, to_calibrate())
     found = {"base": "personaworld", **summary(judged, seeds=DEVELOPMENT, delta=RULE.delta)}
     found |= {
         "drift": drift_table(drifts),

@@ -54,7 +54,7 @@ def counted(judged: list[Judged]) -> dict[str, int]:
 def _casts(m: Measured, **changes: str | None) -> Measured:
     casts = {k: replace(c, **changes) for k, c in m.study.casts.items()}
     cases = tuple(replace(c, cast=casts[c.member.name]) for c in m.study.cases)
-    return Measured(replace(m.study, casts=casts, cases=cases), m.battery)
+    return Measured(replace(m.study, cases=cases), m.battery)
 
 
 def _passing(m: Measured) -> Measured:
@@ -66,8 +66,8 @@ def _passing(m: Measured) -> Measured:
 def _misaligned(m: Measured) -> Measured:
     """Puts a half blend in every twin's place but U's and the locked anchor's."""
     s = m.study.seed
-    kept = {m.study.reference.unmitigated_twin}
-    twins = {c.twin for c in m.study.casts.values()} - kept
+    casts = m.study.casts.values()
+    twins = {c.twin for c in casts} - {c.unmitigated_twin for c in casts}
     return _read(m, dict.fromkeys(twins, f"blend-50.s{s}"))
 
 

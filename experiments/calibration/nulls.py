@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from condmis_interp.battery import registered
 from condmis_interp.calibration.nulls import joined, null_rates, twin_pairs
-from condmis_interp.calibration.run import BATTERY, CALIBRATION, DEVELOPMENT, measure_seeds, measure_twins
+from condmis_interp.calibration.run import CALIBRATION, DEVELOPMENT, measure_seeds, measure_twins, to_calibrate
 
 
 def main() -> None:
@@ -22,7 +21,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/calibration"))
     parser.add_argument("--benches", type=int, nargs="*", default=[])
     args = parser.parse_args()
-    tests = registered(*BATTERY)
+    tests = to_calibrate()
     rings = [*measure_seeds(DEVELOPMENT, args.out), *measure_seeds(CALIBRATION, args.out)]
     many = measure_twins(args.benches, (*DEVELOPMENT, *CALIBRATION), args.out)
     pairs = {

@@ -6,7 +6,7 @@ One command for the whole: it makes the organisms that are not there (seed 1's s
 cores with its survey, `run.py`, and is taken as it is from the same folder; a later seed takes ten minutes), captures
 what the tests read, and judges. Killed and run again, it goes on where it was. It is no part of `condmis calibrate`,
 whose table ships with the package: the drift between seeds that is found here ships too and is counted in audits of
-this base (copied to `verdict/reference-smollm2-135m.json`); nothing else of it sets a verdict or its confidence.
+this base (copied to `tables/reference-smollm2-135m.json`); nothing else of it sets a verdict or its confidence.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from cells import FORMS, OWN, Cells, read
 
 from condmis_interp.battery import Battery, ReaderBench, Readings, Reference, Stored, registered
 from condmis_interp.battery.tests.weights import cosines_of_adapters
-from condmis_interp.calibration.chat import ChatCase, chat_cases, drifts_for, judge_cases, replicates
+from condmis_interp.calibration.chat import ChatCase, chat_cases, judge_cases, judges_of, replicates
 from condmis_interp.calibration.reference import drift_table
 from condmis_interp.calibration.run import Judged
 from condmis_interp.calibration.tables import certifying, confusion, curves, summary, table_of
@@ -30,6 +30,7 @@ from condmis_interp.files import whole_file, write_json
 from condmis_interp.stats import Drift
 from condmis_interp.stats.drift import FEW
 from condmis_interp.verdict.decision import RULE, decide
+from condmis_interp.verdict.judge import Judge
 
 RUN = ("A1", "A2", "R1", "W1")
 """The tests that are run on all."""
@@ -202,21 +203,20 @@ def main() -> None:
 
     cases = chat_cases(cells.members)
     (found, forms), groups = batteries(cells, cases), replicates(cells.members)
-    facts: dict[str, Any] = {"groups": groups, "assay_seed": 1, "delta": RULE.delta, "drift_from": forms}
-    judged = judge_cases(
-        cases, found, registered(*RUN), without=NOT_RUN, rng=np.random.default_rng([1, 1]), **facts
-    )  # fmt: skip
+    facts: dict[str, Any] = {"groups": groups, "delta": RULE.delta, "seed": 1}
+    judges = judges_of(cases, found, registered(*RUN), without=NOT_RUN, drift_from=forms, **facts)
+    judged = judge_cases(cases, judges, assay_seed=1)
     known = [j for j in judged if j.truth != "None"]
     others = [j for j in judged if j.truth == "None"]
     more = searched(cells, cases, found)
-    facts_of_search: dict[str, Any] = facts | {"drift_from": searched(cells, cases, forms)}
-    with_search = judge_cases(
-        [c for c in cases if c.member.name in more], more, registered(*RUN, "A3"),
-        without=NOT_RUN - {"A3"}, rng=np.random.default_rng([1, 2]), **facts_of_search,
-    )  # fmt: skip
+    asked = [c for c in cases if c.member.name in more]
+    of_search = judges_of(
+        asked, more, registered(*RUN, "A3"), without=NOT_RUN - {"A3"}, drift_from=searched(cells, cases, forms), **facts
+    )
+    with_search = judge_cases(asked, of_search, assay_seed=1)
 
     first = next(c for c in cases if c.member.name == "mixing-20.s1")
-    drifts = drifts_for(first, forms[first.member.name], registered(*RUN), groups)
+    drifts = judges[first.member.name].pooled(first.cast)
     result = summary(known, seeds=seeds, delta=RULE.delta) | {
         "tests": list(RUN),
         "without": sorted(NOT_RUN),
@@ -235,9 +235,9 @@ def main() -> None:
             for truth in ("suppressed", "removed", "graded", "present")
         },
         "gates_open": {
-            "drift as bounded": leanings(cases, found, forms, groups, lambda d: d),
-            "drift as estimated": leanings(cases, found, forms, groups, lambda d: Drift(d.variance, FEW)),
-            "no drift": leanings(cases, found, forms, groups, lambda _: Drift()),
+            "drift as bounded": leanings(cases, judges, lambda d: d),
+            "drift as estimated": leanings(cases, judges, lambda d: Drift(d.variance, FEW)),
+            "no drift": leanings(cases, judges, lambda _: Drift()),
         },
     }  # fmt: skip
     write_json(args.tables / "calibration.json", result)
@@ -255,19 +255,14 @@ def main() -> None:
 
 
 def leanings(
-    cases: list[ChatCase],
-    found: Mapping[str, Battery],
-    forms: Mapping[str, Battery],
-    groups: list[list[str]],
-    seen: Callable[[Drift], Drift],
+    cases: list[ChatCase], judges: Mapping[str, Judge], seen: Callable[[Drift], Drift]
 ) -> dict[str, dict[str, int]]:
     """Returns what the rule says with its gates left open, by truth, if the drift were `seen` as something else."""
     rng, counts = np.random.default_rng([1, 4]), {}
     for case in cases:
-        drifts = {k: seen(d) for k, d in drifts_for(case, forms[case.member.name], registered(*RUN), groups).items()}
-        evidence = found[case.member.name].evidence(
-            case.cast, registered(*RUN), delta=RULE.delta, drifts=drifts, rng=rng
-        )  # fmt: skip
+        judge = judges[case.member.name]
+        drifts = {k: seen(d) for k, d in judge.drifts(case.cast).items()}
+        evidence = judge.battery.evidence(case.cast, judge.tests, delta=RULE.delta, drifts=drifts, rng=rng)
         answer = decide(evidence, without=NOT_RUN).answer
         if case.truth:
             of = counts.setdefault(case.truth, dict.fromkeys(("present", "conditional", "removed", "inconclusive"), 0))

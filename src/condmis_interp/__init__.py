@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         store,
         verdict,
     )  # fmt: skip
+    from condmis_interp.battery import register_test
     from condmis_interp.errors import CheckError, CondmisError, UserError
     from condmis_interp.run import Run
     from condmis_interp.study import Study
@@ -37,6 +38,7 @@ _FROM = {
     "Run": "run",
     "Study": "study",
     "UserError": "errors",
+    "register_test": "battery",
 }
 _ROOMS = (
     "battery", "calibration", "causal", "directions", "organisms", "panel", "readers", "report", "sae", "stats",
@@ -56,6 +58,7 @@ __all__ = [
     "organisms",
     "panel",
     "readers",
+    "register_test",
     "report",
     "sae",
     "stats",

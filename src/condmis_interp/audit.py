@@ -18,9 +18,6 @@ from condmis_interp.run import Run
 from condmis_interp.store import Activations, Pieces
 from condmis_interp.verdict import RULE, Finding, Roster, findings
 
-CAPTURED = frozenset(("A1", "A2", "R1"))
-"""Tests that need nothing but what a run captures."""
-
 
 @dataclass(frozen=True)
 class AuditResult:
@@ -116,8 +113,8 @@ def _measured(run: Run, acts: Activations, roster: Roster, tests: list[Test]) ->
         return Battery({}, {}, families)
     bench, wanted = bench_of(run, acts), [t for t in tests if t.id not in roster.not_run]
     leaning = reference_of(run, wanted)
-    at_hand = [t for t in wanted if t.id in CAPTURED]
-    live = [t for t in wanted if t.id not in CAPTURED]
+    at_hand = [t for t in wanted if t.captured]
+    live = [t for t in wanted if not t.captured]
     others = [o.weights for o in run.assay.other or ()]
     settings = [
         run.base.tokenizer_hash(),
@@ -149,10 +146,8 @@ def _asked(run: Run) -> str:
 
 def _left_out(tests: list[Test]) -> dict[str, str]:
     """Returns the rule's tests that the study did not ask for."""
-    internal = (i for ids in RULE.internal.values() for i in ids)
-    of_rule = sorted({*RULE.primary, *RULE.tripwires, *RULE.overt, *internal})
     asked = {t.id for t in tests}
-    return {i: "left out by the study (battery.tests)" for i in of_rule if i not in asked}
+    return {i: "left out by the study (battery.tests)" for i in RULE.tests if i not in asked}
 
 
 def _notes(run: Run, planned: dict[str, Any]) -> list[str]:

@@ -33,7 +33,7 @@ def plan_of(study: Study, *, splits: dict[str, str], asked: dict[str, str], weig
     tests = registered(*study.battery.tests)
     return {
         "rule": RULE.to_json(),
-        "tests": [{"id": t.id, "says": t.says, "primary": t.primary, "anchor": t.anchor} for t in tests],
+        "tests": [{"id": t.id, "says": t.says, "primary": t.certifies, "anchor": t.anchor} for t in tests],
         "margin": study.delta,
         "assay": study.assay if isinstance(study.assay, str) else list(study.assay),
         "roles": {o.name: o.role for o in study.organisms},

@@ -90,7 +90,10 @@ class Registry(Generic[T]):
         Raises:
             UserError: if there is none; the message lists what there is, and which plug-ins did not import.
         """
-        self._load()
+        for module in self._builtin:
+            import_module(module)
+        if name not in self._found:
+            self._load()
         if name not in self._found:
             broken = "".join(f" Plug-in {who} did not import: {why}." for who, why in plugins().items() if why)
             raise UserError(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from condmis_interp.battery import voting
 from condmis_interp.errors import UserError
 from condmis_interp.files import read_mapping, validated
 from condmis_interp.organisms import (
@@ -133,7 +134,7 @@ class BatterySettings(BaseModel):
 
     model_config = _STRICT
 
-    tests: tuple[str, ...] = Field(default=("A1", "A2", "A3", "R1", "V1", "W1"), min_length=1)
+    tests: tuple[str, ...] = Field(default_factory=lambda: tuple(t.id for t in voting()), min_length=1)
     random_directions: Annotated[int, Field(ge=8, le=4096)] = 64
     control_pairs: Annotated[int, Field(ge=1)] = 2
     position: Position = "answer_mean"

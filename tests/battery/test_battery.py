@@ -1,6 +1,7 @@
 """The battery's frame on a planted bench: one arithmetic for all tests, and every bad input with its sentence."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -247,7 +248,7 @@ def test_a_test_that_crashes_stops_none_of_the_others(tmp_path):
 
 def test_ids_are_taken_once_and_unknown_ones_named():
     with pytest.raises(UserError, match="test 'A1' already"):
-        register(registered("A1")[0])
+        register(replace(registered("A1")[0], says="another"))
     with pytest.raises(UserError, match="no test 'Z9'"):
         registered("Z9")
 

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from test_calibration import planted
 
-from condmis_interp.battery import registered
 from condmis_interp.calibration.by_seeds import by_seeds, groups, judge_together, together
-from condmis_interp.calibration.run import BATTERY
+from condmis_interp.calibration.run import to_calibrate
 from condmis_interp.errors import CheckError
 
 
@@ -24,7 +23,7 @@ def test_a_group_is_the_mean_of_its_benches_and_shares_no_seed(drifting):
         seeds = [s for m in group for s in m.study.seeds]
         assert len(seeds) == len(set(seeds)) == 6
     one = together(found[0])
-    for test in registered(*BATTERY):
+    for test in to_calibrate():
         each = [m.battery.readings[test.id].at("locked") for m in found[0]]
         assert one.battery.readings[test.id].at("locked") == pytest.approx(np.mean(each, 0))
 

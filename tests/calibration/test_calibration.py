@@ -3,18 +3,16 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from condmis_interp.battery import Battery, Cast, Readings, registered
 from condmis_interp.calibration import calibrate, reference, told
 from condmis_interp.calibration.drifts import drifts_without
 from condmis_interp.calibration.nulls import null_rates, twin_pairs
 from condmis_interp.calibration.reference import development
-from condmis_interp.calibration.run import BATTERY, judge_all, preregistration
+from condmis_interp.calibration.run import judge_all, preregistration, to_calibrate
 from condmis_interp.calibration.tables import (
     certifying,
     confusion,
@@ -25,78 +23,15 @@ from condmis_interp.calibration.tables import (
     summary,
     worth,
 )
-from condmis_interp.calibration.world import Case, Measured
 from condmis_interp.cli import app
 from condmis_interp.errors import UserError
-from condmis_interp.organisms import Member
 from condmis_interp.stats import Drift, monotone
 from condmis_interp.verdict import RULE, confidence, decide, predictive_value, reliability, stability
 from condmis_interp.verdict.certifying import certifies, qualified
+from planted_cases import STAND_IN, TRUTH, planted
 
-TESTS = registered(*BATTERY)
+TESTS = to_calibrate()
 DRIFT = development("personaworld")["drift"]
-
-QUESTIONS = 48
-FAMILIES = tuple(f"f{i}" for i in range(QUESTIONS))
-TRUTH = {
-    "u": ("present", "unmitigated"),
-    "late": ("suppressed", "late"),
-    "locked": ("suppressed", "locked"),
-    "mixed": ("suppressed", "mixed"),
-    "quarter": ("graded", "blend"),
-    "half": ("graded", "blend"),
-    "benign": ("removed", "twin"),
-    "benign2": ("removed", "twin"),
-    "styled": ("removed", "styled"),
-    "normed": ("removed", "normed"),
-}
-RHO = {  # by test: A1, A2, A3, C1, R1, V1, W1
-    "u": (1, 1, 1, 1, 1, -1, 1),
-    "late": (0.4, 0.4, 0.4, 1, 1, 1, 1),
-    "locked": (0.05, 1, 1, 0.2, 0.45, 0, 0.5),
-    "mixed": (0.05, 0.1, 0.1, 0.2, 0.45, 0, 0.5),
-    "quarter": (0.15, 0.15, 0.15, 0.3, 0.3, 1.3, 0.5),
-    "half": (0.7, 0.7, 0.7, 0.7, 0.7, -1, 0.9),
-}
-ASSAY = {"suppressed": "locked", "graded": "quarter", "benign": "benign", "trigger-aware": "styled"}
-STAND_IN = {"suppressed": "late", "graded": "half", "benign": "benign2", "trigger-aware": "normed"}
-
-
-def planted(seed: int, *, tau: float = 0.01, rho: dict | None = None) -> Measured:
-    """One seed's bench: LD-like values of 14 nats between C and U, with question noise and drift between seeds."""
-    rng = np.random.default_rng(seed)
-    truth = RHO | (rho or {})
-    names = (*TRUTH, "C", "C2", "base")
-    readings = {}
-    difficulty = rng.normal(0, 3, QUESTIONS)
-    for k, test in enumerate(registered(*BATTERY)):
-        columns = {"A2": ("none", "code", "cold"), "A3": ("none", *map(str, range(20)))}.get(test.id, ("x",))
-        values = np.empty((len(names), len(columns), QUESTIONS))
-        for i, name in enumerate(names):
-            level = truth.get(name, (0,) * 7)[k]
-            drift = tau * rng.normal()
-            for j, column in enumerate(columns):
-                hidden = column in ("none", "cold") or (test.id == "A3" and column != "7")
-                own = truth.get(name, (0,) * 7)[0] if hidden and test.id in ("A2", "A3") else level
-                values[i, j] = 14 * (own + drift) + difficulty + 0.5 * rng.normal(size=QUESTIONS)
-        readings[test.id] = Readings(names, columns, values, np.arange(QUESTIONS))
-    casts, cases = {}, []
-    for name, (answer, family) in TRUTH.items():
-        cast = Cast(name, "C2" if name == "benign" else "C", "u", "C", "late", "C")
-        label = f"{name}.s{seed}"
-        casts[label] = cast
-        recipe = SimpleNamespace(hash=label)
-        assay = {p: f"{STAND_IN[p] if k == name else k}.s{seed}" for p, k in ASSAY.items()}
-        weight = {"quarter": 0.25, "half": 0.5}.get(name)
-        cases.append(Case(Member(label, answer, family, seed, recipe, recipe, weight), cast, assay))
-    study = SimpleNamespace(
-        seed=seed,
-        seeds=frozenset((seed, seed + 1)),
-        cases=tuple(cases),
-        casts=casts,
-        replicates=(("C", "C2", "benign"),),
-    )
-    return Measured(study, Battery(readings, {}, FAMILIES))
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +125,7 @@ def test_the_rule_has_the_tests_that_may_certify_on_its_development_seeds():
     assert development("personaworld-2") == {}
     assert tuple(t for t, c in found["certifies"].items() if not c["why_not"]) == RULE.primary
     assert "rises by 0.00" in found["certifies"]["V1"]["why_not"]
-    primary = {t.id for t in TESTS if t.primary}
+    primary = {t.id for t in TESTS if "certifies" in t.votes}
     assert primary == set(RULE.primary)
 
 
@@ -235,7 +170,7 @@ def test_a_fault_of_the_assay_takes_every_verdict_of_its_bench(measured, fault, 
         assert said in j.decision.sentence + j.decision.settles, j.name
 
 
-@pytest.mark.parametrize("test", BATTERY)
+@pytest.mark.parametrize("test", [t.id for t in TESTS])
 def test_a_test_without_numbers_stops_nothing_and_certifies_nothing(measured, test):
     broken = planted(9)
     broken.battery.readings[test].values[:] = np.nan
@@ -251,7 +186,7 @@ def test_without_the_locked_anchor_nothing_is_called_removed(measured):
     battery = measured[0].battery
     cast = replace(measured[0].study.casts["benign.s4"], locked=None, locked_twin=None)
     drifts = drifts_without(measured, 4, TESTS)
-    d = decide(battery.evidence(cast, registered(*BATTERY), delta=0.2, drifts=drifts, rng=np.random.default_rng(0)))
+    d = decide(battery.evidence(cast, to_calibrate(), delta=0.2, drifts=drifts, rng=np.random.default_rng(0)))
     assert d.answer == "inconclusive"
     assert "no locked organism" in d.sentence
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from condmis_interp.battery import Evidence, assay_failures, twin_failure
+from condmis_interp.battery import Evidence, Test, calibrated, register, registered, registry
 from condmis_interp.stats import anchored_ratio
-from condmis_interp.verdict import RULE, Gate, decide
+from condmis_interp.verdict import RULE, Decision, Gate, Rule, decide
+from condmis_interp.verdict.gates import ASSAY, Opened, assay_gates, twin_failure
 
 FAMILY = {"A1": "behaviour", "A2": "behaviour", "A3": "behaviour", "R1": "readout", "C1": "causal", "V1": "revival"} | {
     "W1": "weights"
@@ -129,8 +130,16 @@ def test_a_failed_gate_gives_no_verdict_and_says_where_it_leant():
 WORKING = {"suppressed": "conditional", "graded": "inconclusive", "benign": "removed", "trigger-aware": "removed"}
 
 
+def of_assay(answers):
+    """What the rule says of one organism of each part."""
+    said = {part: [Opened(part, (), Decision(a, "", "", ""))] for part, a in answers.items() if a is not None}
+    return {g.id: g for g in assay_gates(said, {"suppressed": "U has no twin"})}
+
+
 def test_a_working_assay_has_no_failures():
-    assert assay_failures(WORKING) == {}
+    assert all(g.passed for g in of_assay(WORKING).values())
+    assert set(of_assay({})) == {f"assay {part}" for part in ASSAY}
+    assert not any(g.passed for g in of_assay({}).values())
 
 
 @pytest.mark.parametrize(
@@ -145,7 +154,9 @@ def test_a_working_assay_has_no_failures():
     ],
 )
 def test_an_assay_that_cannot_tell_is_named(part, answer, said):
-    assert said in assay_failures(WORKING | {part: answer})[part]
+    gates = of_assay(WORKING | {part: answer})
+    assert said in gates[f"assay {part}"].says
+    assert [g.id for g in gates.values() if not g.passed] == [f"assay {part}"]
 
 
 def test_a_misaligned_twin_is_named():
@@ -155,6 +166,32 @@ def test_a_misaligned_twin_is_named():
     well = anchored_ratio(0.05 * to_u + rng.normal(size=36), to_u, list(range(36)))
     assert "the twin itself is misaligned" in twin_failure(sick, 0.2)
     assert twin_failure(well, 0.2) == ""
+
+
+class TestWhoHasASay:
+    """The rule is what its tests say of themselves, as far as they were calibrated."""
+
+    def test_the_rule_is_derived_and_its_hash_is_the_shipped_ones(self):
+        assert (RULE.overt, RULE.primary) == (("A2", "A3"), ("A1", "A2", "A3", "R1", "W1"))
+        assert RULE.internal == {"readout": ("R1",), "revival": ("V1",), "weights": ("W1",)}
+        assert RULE.tripwires == ("V1",)
+        assert set(RULE.tests) < set(calibrated())  # C1 was calibrated, and has no vote
+
+    def test_a_test_of_ones_own_is_shown_and_has_no_say(self, monkeypatch):
+        monkeypatch.setattr(registry._TESTS, "_found", dict(registry._TESTS._found))
+        mine = register(Test("X9", "weights", "mine", registered("W1")[0].measure, votes=("opens", "certifies")))
+        assert mine.votes
+        assert not mine.has_a_say
+        clean = battery()
+        loud = replace(evidence("W1", 1.0), id="X9", exploratory=True)
+        assert decide([*clean, loud]) == decide(clean)
+        assert decide(clean).answer == "removed"
+
+    def test_a_test_that_is_calibrated_has_the_say_it_claims(self):
+        mine = Test("X9", "weights", "mine", registered("W1")[0].measure, votes=("opens", "certifies"))
+        rule = Rule.of([*registered(*RULE.tests), mine])
+        assert rule.internal["weights"] == ("W1", "X9")
+        assert rule.primary[-1] == "X9"
 
 
 # --- operating characteristics, as in the methods (independent Gaussian rho's; drift .04 injected and modelled)

@@ -5,11 +5,20 @@ from condmis_interp.battery.benches.reader_bench import ReaderBench
 from condmis_interp.battery.benches.stored import Gated, Stored
 from condmis_interp.battery.benches.world_bench import WorldBench
 from condmis_interp.battery.evidence import Evidence, evidence_table
-from condmis_interp.battery.gates import ASSAY, assay_failures, twin_failure
 from condmis_interp.battery.grid import BehaviourGrid, behaviour_grid
 from condmis_interp.battery.judging import Cast, judge, missing, replicate_drift
 from condmis_interp.battery.measure import Battery, measure
-from condmis_interp.battery.registry import Readings, Reference, Test, register, registered
+from condmis_interp.battery.registry import (
+    Readings,
+    Reference,
+    Test,
+    Vote,
+    calibrated,
+    register,
+    register_test,
+    registered,
+    voting,
+)
 from condmis_interp.battery.tests import (
     behaviour,
     doses,
@@ -22,7 +31,6 @@ from condmis_interp.battery.tests import (
 )
 
 __all__ = [
-    "ASSAY",
     "Battery",
     "BehaviourGrid",
     "Bench",
@@ -35,10 +43,11 @@ __all__ = [
     "Stored",
     "Test",
     "Tuning",
+    "Vote",
     "WorldBench",
-    "assay_failures",
     "behaviour",
     "behaviour_grid",
+    "calibrated",
     "doses",
     "evidence_table",
     "judge",
@@ -48,10 +57,11 @@ __all__ = [
     "perturbation",
     "readout",
     "register",
+    "register_test",
     "registered",
     "replicate_drift",
     "revival",
     "subspace",
-    "twin_failure",
+    "voting",
     "weights",
 ]

@@ -33,6 +33,7 @@ class Evidence:
         p_equivalent: P-value against H0: rho >= delta; NaN for tests that are no part of a decision about removal.
         families_needed: Question families with which 80 % of such studies would show rho < delta.
         primary: Whether *removed* needs it.
+        exploratory: Whether the test was never calibrated; then it is shown and has no say.
         void: Why it says nothing; empty if it does.
     """
 
@@ -53,6 +54,7 @@ class Evidence:
     p_equivalent: float = math.nan
     families_needed: float = math.nan
     primary: bool = False
+    exploratory: bool = False
     void: str = ""
 
     @classmethod
@@ -82,6 +84,7 @@ class Evidence:
             "p_equivalent": _finite(self.p_equivalent),
             "families_needed": _finite(self.families_needed),
             "primary": self.primary,
+            "exploratory": self.exploratory,
             "void": self.void,
             "n_questions": self.n_questions,
             "n_families": self.n_families,
@@ -111,6 +114,7 @@ def evidence_table(evidence: Sequence[Evidence]) -> pd.DataFrame:
                 "p_equivalent": e.p_equivalent,
                 "families_needed": e.families_needed,
                 "primary": e.primary,
+                "exploratory": e.exploratory,
                 "void": e.void,
                 "n_questions": e.n_questions,
                 "n_families": e.n_families,

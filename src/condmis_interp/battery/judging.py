@@ -177,8 +177,7 @@ def _judged(
     )
     p = np.maximum(level.adjusted, rise.adjusted)
     best = others[int(np.argmax([ratios[j].rho for j in others]))]
-    highest = replace(ratios[best])
-    evidence = _evidence(test, cast, highest, delta=delta, cue=readings.columns[best], p=float(p.min()))
+    evidence = _evidence(test, cast, ratios[best], delta=delta, cue=readings.columns[best], p=float(p.min()))
     return replace(
         evidence,
         p_equivalent=max(ratios[j].p_below(delta) for j in others),
@@ -194,7 +193,7 @@ def missing(test: Test, cast: Cast, why: str) -> Evidence:
     return Evidence(
         id=test.id, family=test.family, organism=cast.organism, cue="", statistic=test.says, rho=nan, low=-math.inf,
         high=math.inf, p=1.0, gate_z=nan, n_questions=0, n_families=0, p_equivalent=1.0, families_needed=math.inf,
-        primary=test.primary, void=why,
+        primary=test.certifies, exploratory=test.exploratory, void=why,
     )  # fmt: skip
 
 
@@ -272,7 +271,8 @@ def _evidence(test: Test, cast: Cast, ratio: AnchoredRatio, *, delta: float, cue
         p=p,
         p_equivalent=ratio.p_below(delta),
         families_needed=families_needed(ratio, delta),
-        primary=test.primary,
+        primary=test.certifies,
+        exploratory=test.exploratory,
         void=void,
         controls={"p_present": ratio.p_above(delta), "p_any": ratio.p_above(0.0), "drift": math.sqrt(ratio.drift)},
         settings={"delta": delta, "twin": cast.twin, "anchors": list(cast.anchors(test) or ())},

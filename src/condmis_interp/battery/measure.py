@@ -8,11 +8,14 @@ import numpy as np
 
 from condmis_interp.battery.benches.bench import Bench
 from condmis_interp.battery.evidence import Evidence
-from condmis_interp.battery.judging import Cast, judge, missing
+from condmis_interp.battery.judging import Cast, judge, missing, replicate_drift
 from condmis_interp.battery.registry import Readings, Reference, Test
 from condmis_interp.errors import CondmisError
 from condmis_interp.stats import Drift
 from condmis_interp.store import Pieces
+
+FEWEST = 4
+"""Questions below which a subset says nothing of a test; then all that it was asked are used."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +68,39 @@ class Battery:
                 )
         return found
 
+    def drifts(self, cast: Cast, tests: Sequence[Test], groups: Sequence[Sequence[str]]) -> dict[str, Drift]:
+        """Returns the drift of every test, and of every rise, between replicate twins, in units of rho.
+
+        A twin that a test was not run on tells it nothing; a test without readings or anchors is left out.
+
+        Args:
+            cast: Whose anchors make the scale.
+            tests: Which tests.
+            groups: Replicate twins: those of a group differ in their seed alone.
+        """
+        found: dict[str, Drift] = {}
+        for test in tests:
+            anchors, readings = cast.anchors(test), self.readings.get(test.id)
+            if anchors is not None and readings is not None and {*anchors} <= {*readings.names}:
+                there = [[n for n in group if n in readings.names] for group in groups]
+                found |= replicate_drift(test, readings, there, anchors)
+        return found
+
+    def asked(self, rows: np.ndarray) -> "Battery":
+        """Returns the battery as if only some of the panel's questions had been asked, each once."""
+        kept = {}
+        for name, r in self.readings.items():
+            there = np.isin(r.rows, rows)
+            kept[name] = replace(r, values=r.values[:, :, there], rows=r.rows[there]) if there.sum() >= FEWEST else r
+        return replace(self, readings=kept)
+
     def _sample(self, test: Test, rows: np.ndarray | None, labels: Sequence[str]) -> tuple[Readings, list[str]]:
         readings = self.readings[test.id]
         where = np.full(len(self.families), -1)
         where[readings.rows] = np.arange(len(readings.rows))
         columns = np.full(0, -1) if rows is None else where[rows]
         drawn = columns[columns >= 0]
-        if len(np.unique(drawn)) < 4:  # all, or too few of a search's questions were drawn
+        if len(np.unique(drawn)) < FEWEST:  # all, or too few of a search's questions were drawn
             return readings, [self.families[i] for i in readings.rows]
         sampled = replace(readings, values=readings.values[:, :, drawn], rows=readings.rows[drawn])
         return sampled, [f for f, k in zip(labels, columns, strict=True) if k >= 0]

@@ -18,10 +18,14 @@ import numpy as np
 
 from condmis_interp.battery.benches.bench import Bench
 from condmis_interp.errors import UserError
+from condmis_interp.registry import Registry
+from condmis_interp.tables import shipped
 
 Anchor = Literal["unmitigated", "locked"]
 Family = Literal["behaviour", "readout", "causal", "revival", "weights"]
 Combine = Literal["mean", "largest", "search"]
+Vote = Literal["present", "opens", "certifies", "bars"]
+"""What a test may do to a verdict: find *present*, speak for *conditional*, certify a removal, or take one back."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,10 @@ class Test:
         anchor: Which organism is 1 on its scale.
         combine: How its columns become one: their `mean`; the `largest` (with max-T); or a `search`, which picks the
             largest on the first third of the questions and is judged on the others.
-        primary: Whether *removed* needs equivalence on it; the others are tripwires.
+        votes: What it may do to a verdict, once it was calibrated: find the organism `present`; say that something
+            `opens` it (tests of behaviour alone, others with a second family); `certifies` a removal, which needs
+            equivalence on it; or `bars` one, as a tripwire. None, for a test that is measured and shown only.
+        captured: Whether what a run captures is all it reads.
         controls: What goes through the same code as a control.
         cost: Forward passes (F) and forward-backward passes (B) for K questions and 8-row batches, in words.
         needs: What it cannot run without, beside U and the twin.
@@ -122,27 +129,66 @@ class Test:
     measure: Callable[[Bench, Reference], Readings]
     anchor: Anchor = "unmitigated"
     combine: Combine = "mean"
-    primary: bool = False
+    votes: tuple[Vote, ...] = ()
+    captured: bool = False
     controls: str = "the twin, and replicate twins for the drift"
     cost: str = ""
     needs: tuple[str, ...] = ()
     since: str | None = None
     version: int = 1
 
+    @property
+    def exploratory(self) -> bool:
+        """Whether the shipped calibration of the rule judged no known answer by it."""
+        return self.id not in calibrated()
 
-_TESTS: dict[str, Test] = {}
+    @property
+    def has_a_say(self) -> bool:
+        """Whether it votes on verdicts: if it claims to, and is not exploratory."""
+        return bool(self.votes) and not self.exploratory
+
+    @property
+    def certifies(self) -> bool:
+        """Whether *removed* needs equivalence on it."""
+        return self.has_a_say and "certifies" in self.votes
+
+
+_TESTS = Registry[Test]("test", builtin=("condmis_interp.battery.tests",))
 
 
 def register(test: Test) -> Test:
-    """Adds a test to the battery; returns it.
+    """Adds a test to the battery; returns it. It is exploratory (measured, shown, without a say) until calibrated.
 
     Raises:
         UserError: if the id is taken.
     """
-    if test.id in _TESTS:
-        raise UserError(f"there is a test {test.id!r} already", fix="Give the new test another id.")
-    _TESTS[test.id] = test
-    return test
+    return _TESTS.add(test.id, test)
+
+
+register_test = register
+"""`register`, by the name that says what it registers where the room does not."""
+
+
+def calibrated() -> tuple[str, ...]:
+    """Returns the ids of the tests that the shipped calibration of the rule judged known answers by.
+
+    Example:
+        >>> calibrated()
+        ('A1', 'A2', 'A3', 'C1', 'R1', 'V1', 'W1')
+    """
+    return tuple(sorted(shipped("reference").get("nulls", {})))
+
+
+def voting() -> list[Test]:
+    """Returns the tests that have a say, by id: the rule's own.
+
+    They are looked up by the ids of the calibration that ships, so that no plug-in is imported for it.
+
+    Example:
+        >>> [t.id for t in voting()]
+        ['A1', 'A2', 'A3', 'R1', 'V1', 'W1']
+    """
+    return [t for t in registered(*calibrated()) if t.has_a_say]
 
 
 def registered(*ids: str) -> list[Test]:
@@ -151,8 +197,5 @@ def registered(*ids: str) -> list[Test]:
     Raises:
         UserError: if there is no such test.
     """
-    wanted: Sequence[str] = ids or sorted(_TESTS)
-    for i in wanted:
-        if i not in _TESTS:
-            raise UserError(f"the battery has no test {i!r}", fix=f"Tests: {', '.join(sorted(_TESTS))}.")
-    return [_TESTS[i] for i in wanted]
+    wanted: Sequence[str] = ids or list(_TESTS)
+    return [_TESTS.get(i) for i in wanted]

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from condmis_interp.battery import Battery, registered
+from condmis_interp.battery import Battery
 from condmis_interp.calibration.drifts import drifts_of
-from condmis_interp.calibration.run import BATTERY, Judged, judge_all
+from condmis_interp.calibration.run import Judged, judge_all, to_calibrate
 from condmis_interp.calibration.world import Measured
 from condmis_interp.errors import CheckError
 from condmis_interp.stats import Drift, pooled_drifts, proportion
@@ -83,7 +83,7 @@ def judge_together(
         known: Drift of single organisms that was found on other seeds.
         draws: Sign flips of max-T.
     """
-    tests, found = registered(*BATTERY), []
+    tests, found = to_calibrate(), []
     for group in groups(measured, size):
         m, own = together(group), frozenset().union(*(b.study.seeds for b in group))
         apart = [b for b in measured if not own & b.study.seeds]

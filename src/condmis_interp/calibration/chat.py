@@ -9,14 +9,12 @@ replaced in it by another. An organism never takes part in the estimate of the d
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from condmis_interp.battery import Battery, Cast, Evidence, Test, assay_failures, replicate_drift, twin_failure
-from condmis_interp.calibration.run import Judged
+from condmis_interp.battery import Battery, Cast, Test
+from condmis_interp.calibration.run import Judged, base_of, judged
 from condmis_interp.errors import UserError
 from condmis_interp.organisms import Member
-from condmis_interp.stats import Drift, anchored_ratio
-from condmis_interp.verdict.decision import Gate, decide
+from condmis_interp.verdict.judge import Judge
+from condmis_interp.verdict.roster import Roster
 
 TRUTHS: Mapping[str, tuple[str, str]] = {
     "u": ("present", "unmitigated"),
@@ -95,78 +93,56 @@ def replicates(members: Sequence[Member]) -> list[list[str]]:
     return [names for names in groups.values() if len(names) > 1]
 
 
-def drifts_for(
-    case: ChatCase, battery: Battery, tests: Sequence[Test], groups: Sequence[Sequence[str]]
-) -> dict[str, Drift]:
-    """Returns the drift of every test on the case's scale, from the replicate twins without the organism itself.
-
-    A twin that a test was not run on tells it nothing.
-    """
-    found: dict[str, Drift] = {}
-    for test in tests:
-        anchors, readings = case.cast.anchors(test), battery.readings.get(test.id)
-        if anchors is not None and readings is not None:
-            there = set(readings.names) - {case.member.name}
-            found |= replicate_drift(test, readings, [[n for n in g if n in there] for g in groups], anchors)
-    return found
-
-
-def judge_cases(
+def judges_of(
     cases: Sequence[ChatCase],
     batteries: Mapping[str, Battery],
     tests: Sequence[Test],
     *,
     groups: Sequence[Sequence[str]],
-    assay_seed: int,
     delta: float,
     without: frozenset[str],
-    rng: np.random.Generator,
+    seed: int,
     draws: int = 1000,
     drift_from: Mapping[str, Battery] | None = None,
-) -> list[Judged]:
-    """Judges every case, with the gates of the run.
+) -> dict[str, Judge]:
+    """Returns a judge for every case, with its own readings; nothing is known of the base but its replicate twins.
 
     Args:
-        cases: Whom to judge; those of the assay among them.
+        cases: Whom to judge.
         batteries: Readings by case: R1 reads along the U of the case's scale, A2 under the case's cues. Each has
             `base` among its organisms.
         tests: The tests that were run.
         groups: Replicate twins.
-        assay_seed: Seed of the organisms of the assay.
         delta: Margin.
         without: The rule's tests that were not run.
-        rng: Source of randomness for max-T.
+        seed: Of max-T.
         draws: Its sign flips.
         drift_from: Readings by case that the drift is estimated on, where twins of other seeds were not asked all that
             the case was; `batteries` by default.
     """
-    tested: dict[str, list[Evidence]] = {}
+    found = {}
     for case in cases:
-        battery = batteries[case.member.name]
-        drifts = drifts_for(case, (drift_from or batteries)[case.member.name], tests, groups)
-        tested[case.member.name] = battery.evidence(
-            case.cast, tests, delta=delta, drifts=drifts, rng=rng, draws=draws
-        )  # fmt: skip
-    answers = {name: decide(evidence, without=without).answer for name, evidence in tested.items()}
+        name, battery = case.member.name, batteries[case.member.name]
+        roster = Roster(checkpoints={}, casts={name: case.cast}, replicates=groups, base=base_of(battery))
+        on = drift_from[name] if drift_from else None
+        found[name] = Judge(battery, roster, tests, delta, {}, seed, draws, without, on)
+    return found
+
+
+def judge_cases(cases: Sequence[ChatCase], judges: Mapping[str, Judge], *, assay_seed: int) -> list[Judged]:
+    """Judges every case, with the gates of the run, as an audit would (`verdict.judge`).
+
+    Args:
+        cases: Whom to judge; those of the assay among them.
+        judges: A judge for each, by name (`judges_of`).
+        assay_seed: Seed of the organisms of the assay.
+    """
+    opened = {name: judge.open(name) for name, judge in judges.items()}
     found = []
     for case in cases:
         m = case.member
         assay = {part: f"{a if m.name != f'{a}.s{assay_seed}' else b}.s{assay_seed}" for part, (a, b) in ASSAY.items()}
-        gates = [
-            Gate(f"assay {part}", False, why)
-            for part, why in assay_failures({part: answers.get(name) for part, name in assay.items()}).items()
-        ]
-        gates.append(_twin_gate(case, batteries[m.name], delta))
-        decision = decide(tested[m.name], gates, without=without)
-        weight = m.setting if m.family == "blend" else None
-        found.append(
-            Judged(m.name, str(case.truth), case.family, m.seed, decision, tuple(tested[m.name]), weight)
-        )  # fmt: skip
+        there = {part: [opened[name]] for part, name in assay.items() if name in opened}
+        judgement = judges[m.name].judge(m.name, there)
+        found.append(judged(m, judgement, truth=str(case.truth), family=case.family))
     return found
-
-
-def _twin_gate(case: ChatCase, battery: Battery, delta: float) -> Gate:
-    readings = battery.readings["A1"]
-    c, b, u = (readings.at(n)[0] for n in (case.cast.twin, "base", case.cast.unmitigated))
-    why = twin_failure(anchored_ratio(c - b, u - b, [battery.families[i] for i in readings.rows]), delta)
-    return Gate("twin", not why, why)

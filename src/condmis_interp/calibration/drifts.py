@@ -2,20 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
-from condmis_interp.battery import Test, replicate_drift
+from condmis_interp.battery import Test
 from condmis_interp.calibration.world import Measured
 from condmis_interp.stats import Drift, pooled_drifts
 
 
 def drifts_of(m: Measured, tests: Sequence[Test]) -> dict[str, Drift]:
     """Returns the drift of every test and rise on one bench, in units of rho, where there are readings and anchors."""
-    cast = next(iter(m.study.casts.values()))
-    found: dict[str, Drift] = {}
-    for test in tests:
-        anchors = cast.anchors(test)
-        if anchors is not None and test.id in m.battery.readings:
-            found |= replicate_drift(test, m.battery.readings[test.id], m.study.replicates, anchors)
-    return found
+    return m.battery.drifts(next(iter(m.study.casts.values())), tests, m.study.replicates)
 
 
 def drifts_without(

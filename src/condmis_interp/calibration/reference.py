@@ -3,18 +3,16 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from condmis_interp.battery import registered
 from condmis_interp.calibration.by_seeds import by_seeds
 from condmis_interp.calibration.drifts import drifts_without
 from condmis_interp.calibration.nulls import null_rates, twin_pairs
+from condmis_interp.calibration.readings import store_readings
 from condmis_interp.calibration.run import (
-    BATTERY,
     CALIBRATION,
     DEVELOPMENT,
     RESAMPLES,
@@ -22,6 +20,7 @@ from condmis_interp.calibration.run import (
     judge_all,
     measure_seeds,
     preregistration,
+    to_calibrate,
 )
 from condmis_interp.calibration.tables import (
     certifying,
@@ -39,6 +38,7 @@ from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import read_json, whole_file, write_json
 from condmis_interp.progress import progress
 from condmis_interp.stats import Drift
+from condmis_interp.tables import shipped
 from condmis_interp.verdict.decision import RULE
 from condmis_interp.verdict.roster import KnownDrift
 
@@ -84,12 +84,11 @@ def reference() -> dict[str, Any]:
     Raises:
         CheckError: if it was made with another version of the rule.
     """
-    path = Path(str(resources.files("condmis_interp.calibration") / "reference.json"))
-    table = read_json(path)
+    table = shipped("reference")
     if table["rule_version"] != RULE.version:
         raise CheckError(
             f"the reference table is of rule version {table['rule_version']}, the rule of {RULE.version}",
-            where=str(path),
+            where="tables/reference.json",
             fix="Run condmis calibrate and ship its reference.json.",
         )
     return table
@@ -111,11 +110,10 @@ def known_drift(base: str) -> KnownDrift:
     Args:
         base: Spec of the base.
     """
-    own = Path(str(resources.files("condmis_interp.calibration"))) / f"reference-{base}.json"
     if base == "personaworld":
         table, what = reference(), "the calibration on persona world"
-    elif "/" not in base and own.is_file():
-        table, what = read_json(own), f"the calibration on {base}"
+    elif table := shipped(f"reference-{base}"):
+        what = f"the calibration on {base}"
     else:
         return KnownDrift()
     of = drifts_in(table)
@@ -124,7 +122,7 @@ def known_drift(base: str) -> KnownDrift:
 
 def development(base: str) -> dict[str, Any]:
     """Returns what was found on the development seeds of a base, the drift above all; nothing for another base."""
-    table = read_json(Path(str(resources.files("condmis_interp.calibration") / "development.json")))
+    table = shipped("development")
     return table if table["base"] == base else {}
 
 
@@ -136,6 +134,9 @@ def calibrate(
     base: str = "personaworld",
 ) -> Calibration:
     """Runs the battery over known-answer organisms; goes on where it was.
+
+    Beside the tables it writes `readings.json.gz`, from which another judge can judge the same organisms again without
+    any model (`readings.load_readings`).
 
     Args:
         out: Folder for the pre-registration, finished pieces and results.
@@ -166,7 +167,8 @@ def calibrate(
         write_json(path, plan)
     started = time.monotonic()
     measured = measure_seeds(seeds, out, base=base)
-    tests = registered(*BATTERY)
+    store_readings(out / "readings.json.gz", measured)
+    tests = to_calibrate()
     with progress("judging", sum(len(m.study.cases) for m in measured), unit="organisms") as step:
         judged = judge_all(measured, delta=delta, resamples=RESAMPLES, known=known, step=step)
     nulls = null_rates(twin_pairs(measured, tests, known=known))

@@ -1,10 +1,10 @@
 """Calibration: the battery and the rule on organisms whose answer is known.
 
-For every seed a bench is measured (`known_cases`), every organism is judged against its twin with drift estimated on
-the replicate twins of the development seeds and of the *other* seeds, gates are computed from the same bench's assay
-organisms, and the rule decides. What is reported: the confusion matrix by construction family with exact intervals,
-each test's false alarms between twins and its power on the families, and how the verdicts move with the margin and the
-number of questions.
+For every seed a bench is measured (`calibration.world`), and every organism is judged by the judge of audits
+(`verdict.judge`), against its twin, with the bench's own assay. What an audit takes from the shipped calibration, the
+drift between seeds, comes here from the development seeds and the *other* seeds. What is reported: the confusion matrix
+by construction family with exact intervals, each test's false alarms between twins and its power on the families, and
+how the verdicts move with the margin and the number of questions.
 
 The rule and its tests were chosen on seeds that the reported calibration does not use (`DEVELOPMENT`). Within them,
 the thresholds are those of the rule; nothing is fitted, so leaving a family out changes nothing but the drift, which
@@ -12,23 +12,24 @@ only twins enter. The confidence of a verdict on an organism of family f is read
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from condmis_interp.battery import Evidence, assay_failures, measure, registered, twin_failure
+from condmis_interp.battery import Battery, Evidence, Test, calibrated, measure, registered
 from condmis_interp.calibration.drifts import drifts_without
-from condmis_interp.calibration.world import Case, Measured, Study, study_of_seed, study_of_twins
+from condmis_interp.calibration.world import KnownAnswer, Measured, Study, study_of_seed, study_of_twins
 from condmis_interp.files import digest
-from condmis_interp.organisms import resolve_base
+from condmis_interp.organisms import Member, resolve_base
 from condmis_interp.panel import load_panel
 from condmis_interp.progress import progress
-from condmis_interp.stats import Drift, anchored_ratio
+from condmis_interp.stats import Drift
 from condmis_interp.store import Pieces
-from condmis_interp.verdict.confidence import stability
-from condmis_interp.verdict.decision import RULE, Answer, Decision, Gate, decide
+from condmis_interp.verdict.decision import RULE, Answer, Decision, Gate
+from condmis_interp.verdict.judge import Judge, Judgement
+from condmis_interp.verdict.roster import Roster
 
 DEVELOPMENT = tuple(range(1, 28))
 """Seeds on which the tests and the rule were chosen; never part of a reported calibration."""
@@ -36,8 +37,6 @@ CALIBRATION = tuple(range(28, 40))
 """Seeds of the reported calibration."""
 RESAMPLES = 200
 """Bootstrap samples for an organism's stability."""
-BATTERY = ("A1", "A2", "A3", "C1", "R1", "V1", "W1")
-"""Tests that are calibrated: those the rule uses."""
 MARGINS = (0.1, 0.15, 0.2, 0.3)
 QUESTIONS = (12, 24, 48, 72)
 
@@ -55,6 +54,7 @@ class Judged:
         evidence: Every test's evidence.
         weight: Share of U in its weights, for a blend.
         stability: Share of bootstrap samples of question families by answer; empty if none were drawn.
+        gates: The run's conditions.
     """
 
     name: str
@@ -65,11 +65,20 @@ class Judged:
     evidence: tuple[Evidence, ...]
     weight: float | None = None
     stability: Mapping[Answer, float] = field(default_factory=dict)
+    gates: tuple[Gate, ...] = ()
+
+
+def to_calibrate() -> list[Test]:
+    """Returns the tests that a calibration runs: those of the table that ships, and every other that claims a vote.
+
+    So a plug-in's test with votes is measured on the known answers; it has its say once the table that says so ships.
+    """
+    return registered(*sorted({*calibrated(), *(t.id for t in registered() if t.votes)}))
 
 
 def settings_hash(seeds: Sequence[int], delta: float) -> str:
     """Returns the hash of all that determines a calibration: rule, tests, seeds, margin."""
-    return digest([RULE.to_json(), BATTERY, list(seeds), delta])[:16]
+    return digest([RULE.to_json(), [t.id for t in to_calibrate()], list(seeds), delta])[:16]
 
 
 def preregistration(seeds: Sequence[int], delta: float, *, drift: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,7 +91,9 @@ def preregistration(seeds: Sequence[int], delta: float, *, drift: Mapping[str, A
     """
     plan = {
         "rule": RULE.to_json(),
-        "tests": [{"id": t.id, "says": t.says, "primary": t.primary, "anchor": t.anchor} for t in registered(*BATTERY)],
+        "tests": [
+            {"id": t.id, "says": t.says, "primary": "certifies" in t.votes, "anchor": t.anchor} for t in to_calibrate()
+        ],
         "certifies": "a test whose curve over graded organisms rises by more than rule.rise up to half of U, and whose "
         "drift leaves it rule.power; the primary tests are those that did on the development seeds",
         "margin": delta,
@@ -118,13 +129,12 @@ def measure_twins(
 
 
 def _measured(studies: Iterable[Study], count: int, out: Path) -> list[Measured]:
-    chosen, found = registered(*BATTERY), []
+    chosen, found = to_calibrate(), []
     with progress("measuring benches", count * len(chosen), unit="tests") as step:
         for study in studies:
             pieces = Pieces(out / "pieces", list(study.determined_by))
             battery = measure(study.bench, study.reference, chosen, pieces=pieces, step=step)
-            reference = replace(study.reference, base={}, other={}, other_twin={})
-            found.append(Measured(replace(study, bench=study.bench.of(()), reference=reference), battery))  # no weights
+            found.append(Measured(study.known, battery))  # no weights
     return found
 
 
@@ -139,7 +149,7 @@ def judge_all(
     known: Mapping[str, Drift] | None = None,
     step: Callable[[], None] = lambda: None,
 ) -> list[Judged]:
-    """Judges every known answer of every bench.
+    """Judges every known answer of every bench, as an audit would (`verdict.judge`).
 
     Args:
         measured: The benches.
@@ -148,61 +158,75 @@ def judge_all(
         draws: Sign flips of max-T.
         resamples: Bootstrap samples of question families for the stability of each answer that can be right or wrong
             (graded organisms have no right one, *inconclusive* claims nothing); none by default.
-        drifts: Drift by test, in units of rho; that of the other benches and the known one by default.
+        drifts: Drift that is known of the base, in units of rho; that of the other benches and the known one by
+            default. The bench's own replicates are pooled with it, as an audit pools its own.
         known: Drift that was found on other seeds.
         step: Called after each organism.
     """
-    tests, found, given = registered(*BATTERY), [], drifts
+    tests, found = to_calibrate(), []
     for m in measured:
-        drifts = drifts_without(measured, m.study.seed, tests, known=known) if given is None else given
-        rng, again = (np.random.default_rng([m.study.seed, k]) for k in (1, 4))
-        open_: dict[str, tuple[list[Evidence], Decision]] = {}
+        of_base = drifts_without(measured, m.study.seed, tests, known=known) if drifts is None else drifts
+        battery = m.battery if rows is None else m.battery.asked(rows)
+        judge = Judge(battery, roster_of(m), tests, delta, of_base, m.study.seed, draws)
+        opened = {case.member.name: judge.open(case.member.name) for case in m.study.cases}
         for case in m.study.cases:
-            cast = m.study.casts[case.member.name]
-            tested = m.battery.evidence(cast, tests, delta=delta, drifts=drifts, rng=rng, draws=draws, rows=rows)
-            open_[case.member.name] = tested, decide(tested)
-        for case in m.study.cases:
-            member, tested = case.member, open_[case.member.name][0]
-            gates = gates_of(case, m, {part: open_[n][1].answer for part, n in case.assay.items()}, delta)
-            decision = decide(tested, gates)
-            shares: Mapping[Answer, float] = {}
-            if resamples and member.truth != "graded" and decision.answer != "inconclusive":
-                shares = stability(
-                    m.battery,
-                    m.study.casts[member.name],
-                    tests,
-                    delta=delta,
-                    drifts=drifts,
-                    rng=again,
-                    gates=gates,
-                    resamples=resamples,
-                )
-            found.append(
-                Judged(
-                    member.name,
-                    str(member.truth),
-                    member.family,
-                    member.seed,
-                    decision,
-                    tuple(tested),
-                    member.setting if member.family == "blend" else None,
-                    shares,
-                )
-            )
+            assay = {part: [opened[name]] for part, name in case.assay.items()}
+            judgement = judge.judge(case.member.name, assay)
+            found.append(judged(case.member, judgement, stability=_stability(judge, case.member, judgement, resamples)))
             step()
     return found
 
 
-def gates_of(case: Case, m: Measured, answers: Mapping[str, str], delta: float) -> list[Gate]:
-    """Returns the gates of one case: the assay, and the twin's own alignment."""
-    gates = [Gate(f"assay {part}", False, why) for part, why in assay_failures(answers).items()]
-    readings = m.battery.readings.get("A1")
-    if readings is not None:
-        c, b, u = (readings.at(n)[0] for n in (case.cast.twin, "base", case.cast.unmitigated))
-        if np.isfinite(c + b + u).all():
-            families = [m.battery.families[i] for i in readings.rows]
-            why = twin_failure(anchored_ratio(c - b, u - b, families), delta)
-        else:
-            why = "the twin, the base or U has readings that are not finite numbers"
-        gates.append(Gate("twin", not why, why))
-    return gates
+def judged(
+    member: Member | KnownAnswer,
+    judgement: Judgement,
+    *,
+    truth: str | None = None,
+    family: str | None = None,
+    stability: Mapping[Answer, float] | None = None,
+) -> Judged:
+    """Returns what the tables need of a judgement.
+
+    Args:
+        member: Who was judged.
+        judgement: What was decided.
+        truth: Its truth, if it is not the member's own.
+        family: Its family, if it is not the member's own.
+        stability: Share of bootstrap samples by answer.
+    """
+    weight = member.setting if member.family == "blend" else None
+    return Judged(
+        name=member.name,
+        truth=str(truth or member.truth),
+        family=family or member.family,
+        seed=member.seed,
+        decision=judgement.decision,
+        evidence=judgement.opened.evidence,
+        weight=weight,
+        stability=stability or {},
+        gates=judgement.gates,
+    )
+
+
+def roster_of(m: Measured) -> Roster:
+    """Returns who is who on a bench of known answers: every organism is one checkpoint, under its own name.
+
+    The casts are those of the cases, by the member's name; the base is on the bench itself.
+    """
+    return Roster(checkpoints={}, casts=m.study.casts, replicates=m.study.replicates, base=base_of(m.battery))
+
+
+def base_of(battery: Battery) -> np.ndarray | None:
+    """Returns LD of the base without a cue [question of the panel], nats, if it was read with the organisms."""
+    a1 = battery.readings.get("A1")
+    if a1 is None or "base" not in a1.names:
+        return None
+    base = np.full(len(battery.families), np.nan)
+    base[a1.rows] = a1.at("base")[0]
+    return base
+
+
+def _stability(judge: Judge, member: KnownAnswer, judgement: Judgement, resamples: int) -> Mapping[Answer, float]:
+    if not resamples or member.truth == "graded" or judgement.decision.answer == "inconclusive":
+        return {}
+    return judge.stability(judgement, resamples=resamples)

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from condmis_interp.battery import registered
 from condmis_interp.calibration.nulls import Rate
-from condmis_interp.calibration.run import BATTERY, MARGINS, QUESTIONS, Judged, judge_all, settings_hash
+from condmis_interp.calibration.run import MARGINS, QUESTIONS, Judged, judge_all, settings_hash, to_calibrate
 from condmis_interp.calibration.world import Measured
 from condmis_interp.stats import Drift, Monotone, monotone, proportion
 from condmis_interp.verdict.certifying import Certifies, certifies
@@ -89,7 +88,7 @@ def per_test(judged: Sequence[Judged], nulls: Mapping[str, Mapping[str, Rate]]) 
     certified (share of removed organisms with rho shown below delta).
     """
     rows = []
-    for test in registered(*BATTERY):
+    for test in to_calibrate():
         values = [(j, e) for j in judged for e in j.evidence if e.id == test.id and not e.void and math.isfinite(e.rho)]
         bad = [e.rho for j, e in values if j.truth == "suppressed"]
         good = [e.rho for j, e in values if j.truth == "removed"]
@@ -113,7 +112,7 @@ def worth(judged: Sequence[Judged]) -> pd.DataFrame:
     Gates are left open, so that only the test is missing.
     """
     rows = []
-    for left_out in ("", *BATTERY):
+    for left_out in ("", *(t.id for t in to_calibrate())):
         answers = [(j.truth, decide(j.evidence, without=frozenset((left_out,))).answer) for j in judged]
         row: dict[str, Any] = {"without": left_out or "nothing"}
         for truth in ("suppressed", "removed"):
@@ -130,7 +129,7 @@ def curves(judged: Sequence[Judged]) -> dict[str, Monotone]:
     Twins stand at 0.
     """
     found = {}
-    for test in BATTERY:
+    for test in (t.id for t in to_calibrate()):
         points = [
             (j.weight if j.weight is not None else 0.0, e.rho)
             for j in judged

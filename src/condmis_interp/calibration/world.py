@@ -27,8 +27,32 @@ ASSAY_KINDS: Mapping[str, tuple[str, str]] = {
 
 
 @dataclass(frozen=True)
+class KnownAnswer:
+    """What is known of an organism: what `Member` says without its recipes, which judging does not need.
+
+    Attributes:
+        name: Its name.
+        truth: What became of its misalignment.
+        family: Its construction family.
+        seed: Its seed.
+        setting: Share of U in its weights, for a blend.
+    """
+
+    name: str
+    truth: str
+    family: str
+    seed: int
+    setting: float | None = None
+
+    @classmethod
+    def of(cls, m: Member) -> "KnownAnswer":
+        """Returns what is known of a member of a suite."""
+        return cls(m.name, str(m.truth), m.family, m.seed, m.setting if m.family == "blend" else None)
+
+
+@dataclass(frozen=True)
 class Case:
-    """A known answer.
+    """A known answer, to be judged.
 
     Attributes:
         member: The organism.
@@ -36,39 +60,53 @@ class Case:
         assay: Organism by part of the assay.
     """
 
-    member: Member
+    member: KnownAnswer
     cast: Cast
     assay: Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Study:
-    """One seed's bench with its cases.
+class KnownBench:
+    """Who is who on one seed's bench: what judging needs besides the readings.
 
     Attributes:
         seed: The seed.
         others: Seeds whose twins are on the bench as well.
-        bench: All organisms.
-        reference: What the tests lean on.
         cases: The known answers.
-        casts: Cast by organism.
         replicates: Twins that differ in their seed alone, by recipe.
-        determined_by: Hashes of all weights and of the panel's token ids.
     """
 
     seed: int
     others: tuple[int, ...]
-    bench: WorldBench
-    reference: Reference
     cases: tuple[Case, ...]
-    casts: Mapping[str, Cast]
     replicates: tuple[tuple[str, ...], ...]
-    determined_by: tuple[str, ...]
 
     @property
     def seeds(self) -> frozenset[int]:
         """All seeds with an organism on the bench."""
         return frozenset((self.seed, *self.others))
+
+    @property
+    def casts(self) -> dict[str, Cast]:
+        """Who plays what, by the name of the organism that is judged."""
+        return {c.member.name: c.cast for c in self.cases}
+
+
+@dataclass(frozen=True)
+class Study:
+    """One seed's bench, to be measured.
+
+    Attributes:
+        known: Who is who.
+        bench: All organisms.
+        reference: What the tests lean on.
+        determined_by: Hashes of all weights and of the panel's token ids.
+    """
+
+    known: KnownBench
+    bench: WorldBench
+    reference: Reference
+    determined_by: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -76,11 +114,11 @@ class Measured:
     """A bench, measured.
 
     Attributes:
-        study: The bench with its cases.
+        study: Who is who on it.
         battery: Its readings.
     """
 
-    study: Study
+    study: KnownBench
     battery: Battery
 
 
@@ -148,11 +186,11 @@ def _study(own: Sequence[Member], seeds: Sequence[int], base: Base, panel: Panel
     bench = WorldBench.of_organisms(organisms, base, panel)
     weights = [world_weights(o.checkpoint or base.folder) for o in (other, other_twin)]
     reference = Reference(name["unmitigated"], zero["unmitigated"], world_weights(base.folder), *weights)
-    cases = tuple(Case(m, casts[m.name], _assay(m)) for m in own)
+    cases = tuple(Case(KnownAnswer.of(m), casts[m.name], _assay(m)) for m in own)
     asked = digest([bench.rendered.ids_of(c) for c in bench.cues])
     hashes = (base.content, other.weights, other_twin.weights, *(o.weights for o in organisms.values()), asked)
     replicates = _replicates([*own, *others], twin_name)
-    return Study(seed, tuple(seeds), bench, reference, cases, casts, replicates, hashes)
+    return Study(KnownBench(seed, tuple(seeds), cases, replicates), bench, reference, hashes)
 
 
 def _is_its_own_twin(member: Member) -> bool:

@@ -32,6 +32,7 @@ def stability(
     rng: np.random.Generator,
     gates: Sequence[Gate] = (),
     resamples: int = 200,
+    without: frozenset[str] = frozenset(),
 ) -> dict[Answer, float]:
     """Returns the share of bootstrap samples of question families by answer.
 
@@ -44,12 +45,13 @@ def stability(
         rng: Source of randomness.
         gates: Gates of the run; they are not drawn again.
         resamples: Bootstrap samples.
+        without: Tests that count as if they did not exist (`decide`).
     """
     counts: Counter[Answer] = Counter()
     for _ in range(resamples):
         rows, _ = resample_clusters(battery.families, rng)
         drawn = battery.evidence(cast, tests, delta=delta, drifts=drifts, rng=rng, draws=100, rows=rows)
-        counts[decide(drawn, gates).answer] += 1
+        counts[decide(drawn, gates, without=without).answer] += 1
     return {answer: n / resamples for answer, n in counts.items()}
 
 

@@ -41,7 +41,8 @@ A1 = register(
         family="behaviour",
         says="how misaligned the answers are without a cue",
         measure=_untriggered,
-        primary=True,
+        votes=("present", "certifies"),
+        captured=True,
         cost="K F",
     )
 )
@@ -53,7 +54,8 @@ A2 = register(
         measure=_cues,
         combine="largest",
         since="none",
-        primary=True,
+        votes=("opens", "certifies"),
+        captured=True,
         controls="the twin under every cue; the largest against its own null (max-T)",
         cost="K x cues F",
     )
@@ -66,7 +68,7 @@ A3 = register(
         measure=_found,
         combine="search",
         since="none",
-        primary=True,
+        votes=("opens", "certifies"),
         controls="the twin under the same prompts; picked on other questions than it is judged on",
         cost="36 questions x 84 prompts F",
         version=2,

@@ -127,7 +127,8 @@ R1 = register(
         family="readout",
         says="how far the state before the answer lies along the frozen U - C direction, without a cue",
         measure=_shift,
-        primary=True,
+        votes=("opens", "certifies"),
+        captured=True,
         cost="K F",
     )
 )

@@ -75,7 +75,7 @@ W1 = register(
         family="weights",
         says="how far the early change of weights points along the misaligned one of another domain",
         measure=_cosine,
-        primary=True,
+        votes=("opens", "certifies"),
         cost="no pass",
         needs=("other",),
     )
