@@ -296,7 +296,7 @@ class TestWhatIsWrong:
         def broken(bench, reference):
             raise RuntimeError("the state is lost")
 
-        monkeypatch.setitem(registry._TESTS, "R1", replace(registry._TESTS["R1"], measure=broken))
+        monkeypatch.setitem(registry._TESTS._found, "R1", replace(registry._TESTS.get("R1"), measure=broken))
         result = audit(study(place).open(audited[1]))
         r1 = next(e for e in result.evidence if e.id == "R1")
         assert r1.void == "it crashed: RuntimeError: the state is lost"
