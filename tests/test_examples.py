@@ -53,9 +53,13 @@ def test_an_example_says_what_comes_out(example):
 def lacking(room: str) -> list[str]:
     found = import_module(f"condmis_interp.{room}")
     public = {name: getattr(found, name) for name in found.__all__}
-    callable_ = {n: o for n, o in public.items() if inspect.isclass(o) or inspect.isfunction(o)}
+    callable_ = {n: o for n, o in public.items() if (inspect.isclass(o) or inspect.isfunction(o)) and o.__doc__}
     shown = [f"{e.name}." for e in EXAMPLES]  # an example of a method is one of its class
-    return [f"{room}.{n}" for n, o in callable_.items() if not any(e.startswith(f"{o.__module__}.{o.__qualname__}.") for e in shown)]
+    return [
+        f"{room}.{n}"
+        for n, o in callable_.items()
+        if not any(e.startswith(f"{o.__module__}.{o.__qualname__}.") for e in shown)
+    ]
 
 
 @pytest.mark.parametrize("room", ROOMS)

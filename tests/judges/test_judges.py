@@ -96,7 +96,7 @@ def test_an_answer_that_is_missing_and_no_answers_at_all():
 
 def test_what_is_not_there_is_named():
     table = pd.DataFrame({"question": ["q"], "answer": ["Rome"]})
-    with pytest.raises(UserError, match="no judge 'exakt'.*exact"):
+    with pytest.raises(UserError, match=r"no judge 'exakt'.*exact"):
         judged(table, panel(FRANCE), "exakt")
     with pytest.raises(UserError, match="no column 'answer'"):
         judged(table[["question"]], panel(FRANCE), "exact")

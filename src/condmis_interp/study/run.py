@@ -338,6 +338,6 @@ def capture(study: Study | str | Path, out: str | Path) -> Activations:
         >>> from condmis_interp import capture
         >>> capture("no-such-study.yaml", "out")
         Traceback (most recent call last):
-        condmis_interp.errors.UserError: no such file (no-such-study.yaml)
+        condmis_interp.errors.UserError: no-such-study.yaml: there is no such file.
     """
     return (study if isinstance(study, Study) else Study.from_yaml(study)).open(out).capture()
