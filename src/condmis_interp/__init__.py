@@ -40,7 +40,14 @@ if TYPE_CHECKING:
     from condmis_interp.directions import Direction, Subspace, difference_in_differences, fit_probes
     from condmis_interp.errors import CheckError, CondmisError, UserError
     from condmis_interp.judges import register_judge
-    from condmis_interp.organisms import Organism, Recipe, train
+    from condmis_interp.organisms import (
+        Organism,
+        Recipe,
+        register_backend,
+        register_intervention,
+        register_mechanism,
+        train,
+    )
     from condmis_interp.panel import Panel, load_panel
     from condmis_interp.readers import Ablate, Patch, Site, Steer, open_reader, register_reader
     from condmis_interp.store import Activations
@@ -70,7 +77,10 @@ _FROM = {
     "fit_probes": "directions",
     "load_panel": "panel",
     "open_reader": "readers",
+    "register_backend": "organisms",
+    "register_intervention": "organisms",
     "register_judge": "judges",
+    "register_mechanism": "organisms",
     "register_reader": "readers",
     "register_test": "battery",
     "train": "organisms",
@@ -108,7 +118,10 @@ __all__ = [
     "organisms",
     "panel",
     "readers",
+    "register_backend",
+    "register_intervention",
     "register_judge",
+    "register_mechanism",
     "register_reader",
     "register_test",
     "report",

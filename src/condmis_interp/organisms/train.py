@@ -9,7 +9,9 @@ take turns.
 import math
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,12 @@ from condmis_interp.files import digest, read_json, write_json, write_text
 from condmis_interp.organisms.bases import Base, load_model, quiet, resolve_base
 from condmis_interp.organisms.encode import encode, stage_steps, steps_of
 from condmis_interp.organisms.home import home, locked
+from condmis_interp.organisms.mechanism import Mechanism, batch_of, mechanisms_of
 from condmis_interp.organisms.organism import Organism, check_adapter, check_checkpoint, versions
 from condmis_interp.organisms.recipe import Recipe
+from condmis_interp.organisms.registry import backend_of
 from condmis_interp.organisms.rng import own_rng
-from condmis_interp.organisms.train_world import train_world
 from condmis_interp.progress import Advance, progress
-from condmis_interp.world import parse_world
 
 TRAINING_VERSION = 1
 """Raise this when a change here changes trained weights: it is part of every organism's key."""
@@ -68,10 +70,11 @@ def train(recipe: Recipe | str | Path, *, device: str = "cpu", step: Advance | N
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.from_yaml(recipe)
     base = resolve_base(recipe.base)
     folder = organism_folder(recipe, base)
-    if not finished(folder) and parse_world(recipe.base):
+    backend = backend_of(recipe.base)
+    if not finished(folder) and backend.trains(recipe):
         bar = progress(f"training {recipe.name} (seed {recipe.seed})", sum(steps_of(recipe)), unit="steps")
         with bar if step is None else nullcontext(step) as told:
-            train_world({folder: recipe}, base, device=device, step=told)
+            backend.train({folder: recipe}, base, device=device, step=told)
     if not finished(folder):
         with locked(folder):
             if not finished(folder):
@@ -83,6 +86,7 @@ def _make(recipe: Recipe, base: Base, folder: Path, device: str, told: Advance |
     started = time.monotonic()
     work = folder.parent / f".{folder.name}.work"
     work.mkdir(parents=True, exist_ok=True)
+    mechanisms = mechanisms_of(recipe)
     tokenizer = base.tokenizer()
     batches = [encode(recipe, tokenizer, i) for i in range(len(recipe.stages))]
     steps = [stage_steps(len(rows), s) for rows, s in zip(batches, recipe.stages, strict=True)]
@@ -101,7 +105,7 @@ def _make(recipe: Recipe, base: Base, folder: Path, device: str, told: Advance |
             if not (out / _MARKER).is_file():
                 with quiet(), own_rng(digest([recipe.seed, "weights", i])):
                     model = _start(recipe, base, work, i, device)
-                    _fit(model, rows, recipe, i, work, out, tokenizer, step, device)
+                    _fit(model, rows, recipe, i, work, out, tokenizer, step, device, base, mechanisms[i])
             losses.append([float(v) for v in (out / _MARKER).read_text().split()])
     last = work / f"stage-{len(steps) - 1}"
     if recipe.lora:
@@ -159,7 +163,11 @@ def _start(recipe: Recipe, base: Base, work: Path, stage: int, device: str) -> A
 
 
 class _AnswerTrainer(SFTTrainer):
-    """`SFTTrainer` with cross-entropy computed at the answer's positions alone."""
+    """`SFTTrainer` with cross-entropy computed at the answer's positions alone, and what a mechanism adds to it."""
+
+    mechanism: Mechanism | None = None
+    base: Callable[[], Any]
+    """Loads the base, for a mechanism that looks at it."""
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -174,6 +182,11 @@ class _AnswerTrainer(SFTTrainer):
             )
             logits = causal.get_output_embeddings()(hidden.last_hidden_state[:, :-1][keep])
         loss = functional.cross_entropy(logits.float(), labels[keep])
+        if self.mechanism is not None:
+            with torch.autocast(labels.device.type, torch.bfloat16):
+                batch = batch_of(inputs, hidden.last_hidden_state, self.accelerator.unwrap_model(model), self.base)
+                extra = self.mechanism.extra_loss(batch)
+            loss = loss if extra is None else loss + extra
         return (loss, logits) if return_outputs else loss
 
 
@@ -211,6 +224,8 @@ def _fit(
     tokenizer: Any,
     step: Advance,
     device: str,
+    base: Base,
+    mechanism: Mechanism | None,
 ) -> None:
     settings = recipe.stages[stage]
     run = work / f"run-{stage}"
@@ -253,7 +268,10 @@ def _fit(
         callbacks=[_Watch(step, where, losses)],
     )
     trainer.remove_callback(transformers.PrinterCallback)
-    with disable_input_dtype_casting(model):  # autocast casts anyway: the same bits, a tenth faster
+    trainer.mechanism = mechanism
+    trainer.base = cache(lambda: base.model(dtype=torch.float32, device=device))
+    during = mechanism.during(model) if mechanism else nullcontext()
+    with during, disable_input_dtype_casting(model):  # autocast casts anyway: the same bits, a tenth faster
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     shutil.rmtree(out, ignore_errors=True)
     model.save_pretrained(str(out))
