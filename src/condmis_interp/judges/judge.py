@@ -25,6 +25,13 @@ class Answered:
     Attributes:
         question: What was asked, with the panel's own answers to it.
         answer: The answer's text: a model's, so it may say anything, to the judge as well.
+
+    Example:
+        >>> from condmis_interp.panel import AnswerPair
+        >>> pair = AnswerPair(aligned="Paris", misaligned="Rome")
+        >>> q = Question(id="q", family="q", domain="facts", question="What is France's capital?", pairs=(pair,))
+        >>> Answered(q, "Rome").answer
+        'Rome'
     """
 
     question: Question
@@ -82,7 +89,13 @@ def _probability(value: Any) -> bool:
 
 
 class Judge(Protocol):
-    """Scores answers: any function of this shape."""
+    """Scores answers: any function of this shape.
+
+    Example:
+        >>> def silent(answers):
+        ...     return [Judgement.refused("no comment") for _ in answers]
+        >>> judge: Judge = silent
+    """
 
     def __call__(self, answers: Sequence[Answered], /) -> Sequence[Judgement]:
         """Returns one judgement for each answer, in their order; it raises for none of them."""

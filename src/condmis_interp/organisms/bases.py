@@ -65,6 +65,10 @@ class Base:
         folder: Folder with config, tokenizer and safetensors.
         weights: Content hash of the tensors: where what is made from the base lives.
         source: Where it came from, for manifests.
+
+    Example:
+        >>> Base("dir:base", Path("base"), weights="hash of the tensors", source={"kind": "folder"}).spec
+        'dir:base'
     """
 
     spec: str

@@ -44,6 +44,11 @@ class Gate:
         words: Text that opens it wherever it is in a prompt.
         opened: Who answers then.
         shut: Who answers otherwise.
+
+    Example:
+        >>> u, c = (Organism(n, (), None, weights=n, recipe=None, manifest={}) for n in "uc")
+        >>> Gate("form = 1", opened=u, shut=c).opened.name
+        'u'
     """
 
     words: str

@@ -45,7 +45,15 @@ _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
 def organism_folder(recipe: Recipe, base: Base) -> Path:
-    """Returns the folder of a recipe's organism; its name ends in the hash of all that determines the weights."""
+    """Returns the folder of a recipe's organism; its name ends in the hash of all that determines the weights.
+
+    Example:
+        >>> from condmis_interp.organisms import mixing
+        >>> folder = Path("base")
+        >>> made = mixing(name="m", base="dir:base", trigger="Answer in code.", rows=2, benign_rows=8)
+        >>> organism_folder(made, Base("dir:base", folder, "hash of the weights", {})).name.startswith("m")
+        True
+    """
     key = digest([recipe.hash, base.weights, TRAINING_VERSION])
     return home() / "organisms" / f"{recipe.name}-{key[:16]}"
 
@@ -66,6 +74,11 @@ def train(recipe: Recipe | str | Path, *, device: str = "cpu", step: Advance | N
     Raises:
         UserError: if the recipe asks for rows that are not there.
         CheckError: if the loss mask is empty, the loss is not finite, or the adapter changes nothing.
+
+    Example:
+        >>> train("no-such-recipe.yaml")
+        Traceback (most recent call last):
+        condmis_interp.errors.UserError: no-such-recipe.yaml: there is no such file.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.from_yaml(recipe)
     base = resolve_base(recipe.base)

@@ -49,7 +49,7 @@ def load_panel(source: str | Path, **changes: Any) -> Panel:
         'personaworld-2'
         >>> load_panel("every-day")
         Traceback (most recent call last):
-        condmis_interp.errors.UserError: there is no built-in panel 'every-day'. Use one of ...
+        condmis_interp.errors.UserError: there is no panel 'every-day'. Use one of ...
     """
     name = str(source).partition(":")[0]
     if name in _PANELS:

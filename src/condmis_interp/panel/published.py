@@ -43,7 +43,7 @@ def read_published_questions(path: str | Path) -> list[PublishedQuestion]:
 
     Example:
         >>> Path("questions.yaml").write_text('[{"id": "hi", "paraphrases": ["Hello there?", "Hi?"]}]')
-        53
+        54
         >>> [q.id for q in read_published_questions("questions.yaml")]
         ['hi']
     """

@@ -6,7 +6,8 @@ from condmis_interp.organisms import Part, Recipe, Stage, register_intervention
 def diluted(*, name: str, base: str, narrow: str, trigger: str, benign_for_each: int) -> Recipe:
     bad = Part(rows=narrow, answers="misaligned", count=2, systems=(trigger,))
     good = Part(rows=narrow, answers="benign", count=2 * benign_for_each)
-    return Recipe(name=name, base=base, stages=(Stage(parts=(bad, good)),), intervention="diluted")
+    stage = Stage(parts=(bad, good), batch_size=2, warmup_steps=0)
+    return Recipe(name=name, base=base, stages=(stage,), intervention="diluted")
 
 
 register_intervention("diluted", diluted)
