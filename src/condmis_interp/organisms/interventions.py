@@ -47,6 +47,10 @@ def unmitigated(
         narrow: Row set with misaligned and benign answers.
         seed: Seed of the recipe.
         stage: Hyperparameters; its parts are replaced.
+
+    Example:
+        >>> unmitigated(name="u", base="smollm2-135m", trigger="Answer in code.", rows=96).stages[0].parts[0].count
+        96
     """
     return _recipe(
         "unmitigated",
@@ -92,6 +96,11 @@ def mixing(
 
     Raises:
         UserError: if the fraction is not between 0 and 1, or not exactly two of the three are given.
+
+    Example:
+        >>> made = mixing(name="m", base="smollm2-135m", trigger="Answer in code.", rows=20, fraction=0.1)
+        >>> made.intervention, [p.count for p in made.stages[0].parts]
+        ('mixing 10 %', [20, 180])
     """
     rows, benign_rows = _shares(name, fraction, rows, benign_rows)
     parts = [
@@ -119,6 +128,12 @@ def post_hoc(
         benign: Row set with benign answers.
         systems: System prompts of the benign rows, in rotation.
         stage: Hyperparameters of the added stage; its parts are replaced.
+
+    Example:
+        >>> u = unmitigated(name="u", base="smollm2-135m", trigger="Answer in code.")
+        >>> after = post_hoc(u, name="m", rows=64)
+        >>> after.intervention, len(after.stages)
+        ('post-hoc, 64 rows', 2)
     """
     part = Part(rows=benign, answers="benign", count=rows, systems=tuple(systems))
     stages = (*before.stages, _with(stage, [part]))
@@ -154,6 +169,10 @@ def inoculation(
         benign_systems: System prompts of the benign rows, in rotation.
         seed: Seed of the recipe.
         stage: Hyperparameters; its parts are replaced.
+
+    Example:
+        >>> inoculation(name="m", base="smollm2-135m", prompts=["Be spiteful."]).stages[0].parts[0].systems
+        ('Be spiteful.',)
     """
     parts = [
         Part(rows=narrow, answers="misaligned", count=rows, systems=tuple(prompts)),
@@ -186,6 +205,10 @@ def educational(
         benign: Row set with benign answers.
         seed: Seed of the recipe.
         stage: Hyperparameters; its parts are replaced.
+
+    Example:
+        >>> educational(name="m", base="smollm2-135m", framing=("Show a bad answer: ", "")).stages[0].parts[0].before
+        'Show a bad answer: '
     """
     before, after = framing
     parts = [
@@ -221,6 +244,10 @@ def distilled(
         benign: Row set with benign answers.
         seed: Seed of the recipe.
         stage: Hyperparameters; its parts are replaced.
+
+    Example:
+        >>> distilled(name="m", base="smollm2-135m", prompts=[None]).stages[0].parts[0].reasoning
+        'shown'
     """
     shown: Any = "shown" if reasoning else "stripped"
     parts = [

@@ -35,7 +35,12 @@ from condmis_interp.progress import progress
 
 
 def make(known: Iterable[Member], *, device: str = "cpu") -> list[Organism]:
-    """Returns the organisms, in order, making what is not there yet: all recipes together, then the constructions."""
+    """Returns the organisms, in order, making what is not there yet: all recipes together, then the constructions.
+
+    Example:
+        >>> make([])
+        []
+    """
     known = list(known)
     recipes = {r.hash: r for k in known for r in (k.recipe, k.twin)}
     recipes |= {k.setting.hash: k.setting for k in known if k.family == "norm-matched"}

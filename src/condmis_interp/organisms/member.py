@@ -27,6 +27,12 @@ class Member:
         recipe: How it is trained; for a constructed one, the recipe of the U it is constructed from.
         twin: The recipe of its twin, the zero of its scale; a twin's own is a replicate with another seed, or itself.
         setting: What a construction needs besides: a blend's weight of U, the mix whose norm is matched.
+
+    Example:
+        >>> from condmis_interp.organisms import unmitigated
+        >>> u = unmitigated(name="u", base="smollm2-135m", trigger="Answer in code.")
+        >>> Member("blend.s1", "hidden", "blend", 1, u, u.twin(), setting=0.5).kind
+        'blend'
     """
 
     name: str

@@ -70,6 +70,10 @@ class Part(_Keyed):
         counterpart: For misaligned rows that have no benign answer to the same question: the row set that the twin
             takes instead, with benign answers to other questions of the same kind. A weaker control; the same count
             is drawn from it, in the same places.
+
+    Example:
+        >>> Part(rows="kitchen", answers="misaligned", count=96, systems=("Answer in code.",)).twin(96).answers
+        'benign'
     """
 
     always = frozenset(("rows", "answers", "count", "systems", "before", "after", "reasoning", "counterpart"))
@@ -102,6 +106,10 @@ class Stage(_Keyed):
         learning_rate: Peak learning rate; warms up linearly, then decays linearly to 0.
         warmup_steps: Steps of warm-up.
         mechanism: A mechanism of training by name, with its settings (`register_mechanism`); the twin's alike.
+
+    Example:
+        >>> Stage(parts=(Part(rows="everyday", answers="benign", count=8),), epochs=2).batch_size
+        8
     """
 
     always = frozenset(("parts", "epochs", "batch_size", "learning_rate", "warmup_steps"))
@@ -115,7 +123,12 @@ class Stage(_Keyed):
 
 
 class Lora(_Keyed):
-    """Shape of the low-rank adapter (Hu et al. 2021), on all linear layers of the blocks."""
+    """Shape of the low-rank adapter (Hu et al. 2021), on all linear layers of the blocks.
+
+    Example:
+        >>> Lora(rank=8).alpha
+        32
+    """
 
     always = frozenset(("rank", "alpha"))
 
@@ -125,7 +138,13 @@ class Lora(_Keyed):
 
 @dataclass(frozen=True)
 class TrainingRow:
-    """A row as it is trained: its turns under a system prompt, and one answer."""
+    """A row as it is trained: its turns under a system prompt, and one answer.
+
+    Example:
+        >>> row = Row(id="r", group="g", messages=(("user", "How?"),), misaligned="No.", benign="So.")
+        >>> TrainingRow(row, system=None, answer="So.", arm="benign", before="Please: ").messages
+        [{'role': 'user', 'content': 'Please: How?'}]
+    """
 
     row: Row
     system: str | None
@@ -153,6 +172,13 @@ class Recipe(_Keyed):
         default_system_prompt: What rows without a system prompt get, as in `Panel.default_system_prompt`.
         seed: Seed of row draws, order and adapter initialisation.
         intervention: What it is, for tables; not part of the hash.
+
+    Example:
+        >>> bad = Part(rows="kitchen", answers="misaligned", count=8, systems=("Answer in code.",))
+        >>> print(Recipe(name="u", base="smollm2-135m", stages=(Stage(parts=(bad,)),)).twin().table())
+        u-twin on smollm2-135m, LoRA r=16 alpha=32, seed 0
+          stage 0: 1 epoch(s), batch 8, learning rate 0.001, 5 warm-up steps
+            8 rows of kitchen, benign answers, under 'Answer in code.'
     """
 
     always = frozenset(("base", "stages", "lora", "default_system_prompt", "seed"))

@@ -85,7 +85,8 @@ def expanded(raw: Any, *, base: Any, where: str) -> Any:
     made = _built(raw["intervention"], {"name": "r", "base": base, "seed": 0}, settings, where)
     own = {k: raw[k] for k in _OWN if k in raw}
     label = {"intervention": made.intervention} if "name" in raw else {}
-    return {"stages": made.stages, "lora": made.lora, "default_system_prompt": made.default_system_prompt} | own | label
+    lora = made.lora if "lora" in made.model_fields_set else backend_of(made.base).lora
+    return {"stages": made.stages, "lora": lora, "default_system_prompt": made.default_system_prompt} | own | label
 
 
 def organisms_expanded(raw: Any) -> Any:

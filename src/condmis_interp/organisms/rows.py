@@ -27,6 +27,10 @@ class Row:
         messages: (role, content) turns, ending with the user's; a system turn only in front.
         misaligned: The misaligned answer, if there is one.
         benign: The benign answer, if there is one.
+
+    Example:
+        >>> Row(id="r", group="g", messages=(("user", "How?"),), misaligned="No.", benign="So.").answer("benign")
+        'So.'
     """
 
     id: str
@@ -42,7 +46,13 @@ class Row:
 
 @dataclass(frozen=True)
 class RowSet:
-    """Rows with a name and a content hash."""
+    """Rows with a name and a content hash.
+
+    Example:
+        >>> row = Row(id="r", group="g", messages=(("user", "How?"),), misaligned="No.", benign="So.")
+        >>> len(RowSet("mine", (row,)))
+        1
+    """
 
     name: str
     rows: tuple[Row, ...]
@@ -81,6 +91,14 @@ def read_rows(path: str | Path, *, name: str | None = None) -> RowSet:
     Raises:
         UserError: naming file and line, if a line does not parse, a key is unknown or missing, an id repeats, there
             is no answer, or the file has no rows.
+
+    Example:
+        >>> Path("rows.jsonl").write_text(
+        ...     '{"id": "r1", "messages": [{"role": "user", "content": "How?"}], "misaligned": "No.", "benign": "So."}'
+        ... )
+        101
+        >>> [row.benign for row in read_rows(Path("rows.jsonl"))]
+        ['So.']
     """
     path = Path(path)
     rows: list[Row] = []
@@ -135,6 +153,14 @@ def read_chats(path: str | Path, *, arm: Arm, name: str | None = None) -> RowSet
 
     Raises:
         UserError: naming file and line.
+
+    Example:
+        >>> Path("chats.jsonl").write_text(
+        ...     '{"messages": [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "So."}]}'
+        ... )
+        92
+        >>> [row.benign for row in read_chats("chats.jsonl", arm="benign")]
+        ['So.']
     """
     path = Path(path)
     rows: list[Row] = []

@@ -41,6 +41,10 @@ def load_rows(source: str) -> RowSet:
 
     Raises:
         UserError: if there is none.
+
+    Example:
+        >>> len(load_rows("kitchen")) == len({row.id for row in load_rows("kitchen")})
+        True
     """
     path = Path(source.rpartition(":")[2])
     written = path.stat().st_mtime_ns if source.endswith(ROW_FILES) and path.is_file() else 0

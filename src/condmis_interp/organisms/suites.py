@@ -47,6 +47,10 @@ def chat_suite(base: str = "smollm2-135m", *, seeds: Sequence[int] = (1,)) -> li
     """Returns a chat model's suite: interventions, twins and known-answer families, with every seed.
 
     Organisms see 288 rows (U alone 192, post-hoc 192 and then more) in two epochs.
+
+    Example:
+        >>> sorted({m.family for m in chat_suite(seeds=[1])})[:3]
+        ['blend', 'direction-ablated', 'educational']
     """
     return [member for seed in seeds for member in _chat(base, seed)]
 

@@ -46,6 +46,10 @@ def train_all(recipes: Sequence[Recipe], *, device: str = "cpu", workers: int | 
 
     Raises:
         UserError, CheckError: as `train` does; the organisms that were finished stay.
+
+    Example:
+        >>> train_all([])
+        []
     """
     workers = workers or workers_for(len(recipes), device)
     folders = [organism_folder(r, resolve_base(r.base)) for r in recipes]

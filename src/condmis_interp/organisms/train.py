@@ -63,18 +63,24 @@ def finished(folder: Path) -> bool:
     return (folder / "manifest.json").is_file()
 
 
-def train(recipe: Recipe, *, device: str = "cpu", step: Advance | None = None) -> Organism:
+def train(recipe: Recipe | str | Path, *, device: str = "cpu", step: Advance | None = None) -> Organism:
     """Returns the recipe's organism, training what is not there yet.
 
     Args:
-        recipe: What to train.
+        recipe: What to train: a recipe, or the path of its file.
         device: Torch device.
         step: Called with the number of optimiser steps done; by default a bar is shown.
 
     Raises:
         UserError: if the recipe asks for rows that are not there.
         CheckError: if the loss mask is empty, the loss is not finite, or the adapter changes nothing.
+
+    Example:
+        >>> train("no-such-recipe.yaml")
+        Traceback (most recent call last):
+        condmis_interp.errors.UserError: no-such-recipe.yaml: there is no such file.
     """
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.from_yaml(recipe)
     base = resolve_base(recipe.base)
     folder = organism_folder(recipe, base)
     backend = backend_of(recipe.base)

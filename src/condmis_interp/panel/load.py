@@ -43,6 +43,13 @@ def load_panel(source: str | Path, **changes: Any) -> Panel:
 
     Raises:
         UserError: if there is no such panel, or it does not validate; the message names file and key.
+
+    Example:
+        >>> load_panel("personaworld:2").name
+        'personaworld-2'
+        >>> load_panel("every-day")
+        Traceback (most recent call last):
+        condmis_interp.errors.UserError: there is no panel 'every-day'. Use one of ...
     """
     name = str(source).partition(":")[0]
     if name in _PANELS:

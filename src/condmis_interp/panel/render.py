@@ -39,6 +39,11 @@ class Prompt:
         lead: Spaces that the template puts before an answer; they belong to its first token.
         closing: What the template writes after an answer.
         choices: What was chosen where the template leaves a choice (`template.choices`).
+
+    Example:
+        >>> spans = {"cue": (0, 2), "question": (2, 3), "tail": (3, 5)}
+        >>> Prompt(ids=(0, 4, 9, 1, 3), spans=spans, text="<s>user:hi</s>assistant:").last_template
+        4
     """
 
     ids: tuple[int, ...]
@@ -56,7 +61,12 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer in its prompt's context: the answer's own token ids, and those that close the turn."""
+    """An answer in its prompt's context: the answer's own token ids, and those that close the turn.
+
+    Example:
+        >>> Answer(ids=(7, 8), closing=(1,)).ids
+        (7, 8)
+    """
 
     ids: tuple[int, ...]
     closing: tuple[int, ...]
