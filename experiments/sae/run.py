@@ -166,9 +166,9 @@ def _features(
                     selected_on=a[m, plan.trigger].families, generator=torch.Generator().manual_seed(0),
                     trigger=plan.trigger, random_sets=3,
                 )  # fmt: skip
-                return tested.to_dict()
+                return tested.to_json()
 
-            causes = FeatureCauses.from_dict(pieces.get(f"{kind}-{by}", diff.chosen, tested))
+            causes = FeatureCauses.from_json(pieces.get(f"{kind}-{by}", diff.chosen, tested))
             print(causes.sentence(), flush=True)
         found[f"{kind}, by {by}"] = (diff, causes)
     return found

@@ -1,6 +1,5 @@
 """One way to show progress: what is being done, how far, how fast, and how long it will still take."""
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -9,7 +8,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-log = logging.getLogger("condmis_interp")
 console = Console(stderr=True)
 
 

@@ -6,12 +6,11 @@ from typing import NamedTuple
 import plotly.graph_objects as go
 
 # Okabe & Ito (2008), a palette chosen to be told apart with any common colour-vision deficiency.
-BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
+BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
     "#000000",
     "#E69F00",
     "#56B4E9",
     "#009E73",
-    "#F0E442",
     "#0072B2",
     "#D55E00",
     "#CC79A7",

@@ -83,7 +83,7 @@ def test_a_result_is_read_as_it_was_saved(audited, copy):
     assert len(found.answers) > 0
     for a, b in zip(found.choice.directions, made.choice.directions, strict=True):
         assert torch.equal(a.vector, b.vector)
-        assert a.to_dict() == b.to_dict()
+        assert a.to_json() == b.to_json()
     assert found.dose.random.tolist() == made.dose.random.tolist()
     assert found.ablations["m"].levels == made.ablations["m"].levels
     assert (found.controls, found.not_run, found.notes) == (list(made.controls), made.not_run, made.notes)

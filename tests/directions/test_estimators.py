@@ -140,3 +140,9 @@ def test_rows_are_those_of_the_store(truth, rows):
     torch.testing.assert_close(estimate(rows, "means", **AT).vector, direct.vector, atol=1e-5, rtol=1e-4)
     assert rows.families == tuple(acts.families("A") * 2)
     assert "48 rows, 24 of class 1" in repr(rows)
+
+
+def test_rows_that_do_not_differ_within_a_class_have_no_mass_mean(rows):
+    alike = replace(rows, x=torch.from_numpy(rows.labels).float()[:, None].expand_as(rows.x).contiguous())
+    with pytest.raises(CheckError, match="do not differ"):
+        estimate(alike, "mass-mean", layer=rows.layers[0], position=rows.positions[0])

@@ -289,6 +289,33 @@ def test_what_a_model_answers_becomes_a_row_set(recipe, home):
         answered_by(Organism.of_base(base, name="b"), base, recipe, max_new_tokens=4, keep=lambda q, a: False)
 
 
+def test_a_models_answer_ends_where_its_turn_does(recipe, home, tmp_path, monkeypatch):
+    """The template closes turns with another token than the tokenizer's EOS: both stop an answer."""
+    import transformers
+
+    from conftest import CHAT_TEMPLATE, tiny_model, tiny_tokenizer
+
+    tokenizer = tiny_tokenizer(CHAT_TEMPLATE.replace("<|im_end|>", "<|eot|>"))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|eot|>"]})
+    model = tiny_model()
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(tmp_path / "b")
+    tokenizer.save_pretrained(tmp_path / "b")
+    stops, real = [], transformers.GenerationMixin.generate
+    monkeypatch.setattr(
+        transformers.GenerationMixin,
+        "generate",
+        lambda self, *args, **kwargs: (stops.append(kwargs["eos_token_id"]), real(self, *args, **kwargs))[1],
+    )
+    base = resolve_base(f"dir:{tmp_path / 'b'}")
+    answered_by(Organism.of_base(base, name="b"), base, recipe, temperature=1.0, max_new_tokens=3)
+    assert stops[0] == sorted([tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|eot|>")])
+
+
+def test_what_the_template_left_open_is_in_the_manifest(recipe, home):
+    assert train(recipe).manifest["template_choices"] == {}
+
+
 def test_a_stage_that_another_organism_ends_with_is_not_trained_again(recipe, home, monkeypatch):
     second = Stage(parts=recipe.stages[0].parts, batch_size=4, epochs=2, warmup_steps=1)
     both = recipe.model_copy(update={"stages": (*recipe.stages, second)})

@@ -98,7 +98,7 @@ def test_yaml_cannot_run_code(tmp_path):
 
 
 def test_missing_panel():
-    with pytest.raises(UserError, match="no built-in panel 'nowhere'"):
+    with pytest.raises(UserError, match="no panel 'nowhere'"):
         load_panel("nowhere")
 
 
@@ -148,13 +148,6 @@ class TestRendering:
         with pytest.raises(CheckError, match="dropped the question"):
             render_prompt(tiny_tokenizer("hello"), [{"role": "user", "content": "What?"}])
 
-    def test_a_template_without_system_role(self, panel):
-        template = (
-            "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHAT_TEMPLATE
-        )
-        with pytest.raises(UserError, match="refuses these messages"):
-            render_panel(tiny_tokenizer(template), panel)
-
 
 def test_shared_phrases_finds_what_is_planted():
     assert shared_phrases(["One two, THREE four five six"], ["zero one two three four five"]) == [
@@ -190,4 +183,42 @@ def test_a_subset_keeps_the_first_of_each():
     assert len(small.questions) == len(panel.families)
     whole = {q.id: q for q in panel.questions}
     assert all(q.pairs == whole[q.id].pairs[:2] for q in small.questions)
-    assert panel.subset(pairs=99) == panel
+    assert panel.subset(pairs=max(len(q.pairs) for q in panel.questions)) == panel
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [({"pairs": 99}, "99 answer pairs.*more than 2"), ({"questions": ["q0", "nope"]}, "no question 'nope'")],
+)
+def test_a_subset_of_what_is_not_there(panel, asked, message):
+    with pytest.raises(UserError, match=message):
+        panel.subset(**asked)
+
+
+def _same_answers(raw):
+    raw["questions"][1]["pairs"][1] = {"aligned": "Go  home.", "misaligned": "go home."}
+
+
+def _same_pair(raw):
+    raw["questions"][1]["pairs"][1] = raw["questions"][1]["pairs"][0]
+
+
+def _same_question(raw):
+    raw["questions"][3]["question"] = raw["questions"][1]["question"].upper()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_same_answers, "two answers of a pair are the same"),
+        (_same_pair, "'q1' has an answer pair twice"),
+        (_same_question, "'q1' and 'q3' are the same question"),
+    ],
+)
+def test_what_counts_twice_or_says_nothing_is_refused(tmp_path, change, message):
+    raw = tiny_panel().model_dump(mode="json")
+    change(raw)
+    path = tmp_path / "panel.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    with pytest.raises(UserError, match=message):
+        load_panel(path)

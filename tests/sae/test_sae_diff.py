@@ -208,7 +208,7 @@ def test_steering_along_the_latent_moves_the_twin(tmp_path: Path) -> None:
     found = causes(tmp_path, nuisance=None, w=torch.eye(WIDTH)[3])
     assert found.steering.iloc[0]["name"] == "latent 3"
     assert found.steering.iloc[0].low > 0
-    again = type(found).from_dict(json.loads(json.dumps(found.to_dict())))
+    again = type(found).from_json(json.loads(json.dumps(found.to_json())))
     assert again.sentence() == found.sentence()
     assert set(found.to_pandas().edit) == {"ablate", "steer"}
     assert len(found.figure().data) >= 4

@@ -75,6 +75,7 @@ def audit(run: Run) -> AuditResult:
             "base": {k: v for k, v in run.base.source.items() if k != "path"},
             "tokens": run.tokens,
             "inserted_by_template": run.rendered.inserted,
+            "template_choices": run.rendered.choices,
             "splits": {family: str(split) for family, split in run.splits.items()},
             "device": run.study.torch_device,
         }

@@ -35,6 +35,13 @@ class Evidence:
         primary: Whether *removed* needs it.
         exploratory: Whether the test was never calibrated; then it is shown and has no say.
         void: Why it says nothing; empty if it does.
+
+    Example:
+        >>> from condmis_interp.stats import anchored_ratio
+        >>> ratio = anchored_ratio([1, 2, 1, 2], [2, 3, 2, 3], "abcd")
+        >>> facts = {"id": "T", "family": "behaviour", "organism": "m", "cue": "code", "statistic": "a share", "p": 0.5}
+        >>> round(Evidence.from_ratio(ratio, **facts).rho, 3)
+        0.6
     """
 
     id: str
@@ -97,7 +104,16 @@ def _finite(value: float) -> float | None:
 
 
 def evidence_table(evidence: Sequence[Evidence]) -> pd.DataFrame:
-    """Returns evidence as a table, one row a test; controls and settings as JSON text."""
+    """Returns evidence as a table, one row a test; controls and settings as JSON text.
+
+    Example:
+        >>> from condmis_interp.stats import anchored_ratio
+        >>> ratio = anchored_ratio([1, 2, 1, 2], [2, 3, 2, 3], "abcd")
+        >>> facts = {"id": "T", "family": "behaviour", "organism": "m", "cue": "code", "statistic": "a share", "p": 0.5}
+        >>> table = evidence_table([Evidence.from_ratio(ratio, **facts)])
+        >>> table[["organism", "id", "rho"]].values.tolist()
+        [['m', 'T', 0.6]]
+    """
     return pd.DataFrame(
         [
             {

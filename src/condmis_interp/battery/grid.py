@@ -18,6 +18,10 @@ class BehaviourGrid:
     Attributes:
         table: One row for each organism and cue: organism, role, cue, ld, low, high, share_misaligned, n_questions,
             n_families. `share_misaligned` is the share of questions with LD > 0.
+
+    Example:
+        >>> BehaviourGrid(pd.DataFrame({"organism": ["u"], "cue": ["none"]})).to_pandas().organism.tolist()
+        ['u']
     """
 
     table: pd.DataFrame

@@ -41,6 +41,11 @@ class Cast:
         unmitigated_twin: Its twin.
         locked: S; `None` if there is none.
         locked_twin: Its twin.
+
+    Example:
+        >>> from condmis_interp.battery import registered
+        >>> Cast("m", "c", "u", "uc").anchors(registered("A1")[0])
+        ('u', 'uc')
     """
 
     organism: str
@@ -78,6 +83,13 @@ def replicate_drift(
         readings: Its readings.
         groups: Replicate twins: those of a group differ in their seed alone.
         anchors: Who is 1 and who is 0 on the scale.
+
+    Example:
+        >>> test = Test("T", "behaviour", "a test", lambda bench, reference: None)
+        >>> values = np.array([2.0, 3.0, 2.0, 3.0]) * np.array([[1.0], [0.0], [0.5], [0.0]])
+        >>> found = Readings(("u", "uc", "m", "c"), ("none",), values[:, None], np.arange(4))
+        >>> replicate_drift(test, found, [["uc", "c"]], ("u", "uc"))
+        {'T': Drift(variance=0.0, df=1, bias=0.0)}
     """
     x = {n: readings.at(n) for n in {*anchors, *(n for g in groups for n in g)}}
     finite = {n for n, v in x.items() if np.isfinite(v).all()}
@@ -131,6 +143,14 @@ def judge(
 
     Raises:
         CheckError: if a search picks and is judged on questions of one family, or was asked one question.
+
+    Example:
+        >>> test = Test("T", "behaviour", "a test", lambda bench, reference: None)
+        >>> values = np.array([2.0, 3.0, 2.0, 3.0]) * np.array([[1.0], [0.0], [0.5], [0.0]])
+        >>> found = Readings(("u", "uc", "m", "c"), ("none",), values[:, None], np.arange(4))
+        >>> about = {"families": "abcd", "delta": 0.2, "drifts": {}, "rng": np.random.default_rng(0)}
+        >>> judge(test, found, Cast("m", "c", "u", "uc"), **about).rho
+        0.5
     """
     found = _judged(test, readings, cast, families, delta, drifts, rng, draws)
     return replace(found, void=found.void or readings.void, controls=found.controls | dict(readings.notes))
@@ -188,7 +208,13 @@ def _judged(
 
 
 def missing(test: Test, cast: Cast, why: str) -> Evidence:
-    """Returns the evidence of a test that could not be run, which says why and shows nothing."""
+    """Returns the evidence of a test that could not be run, which says why and shows nothing.
+
+    Example:
+        >>> test = Test("T", "behaviour", "a test", lambda bench, reference: None)
+        >>> missing(test, Cast("m", "c", "u", "uc"), "nobody asked").void
+        'nobody asked'
+    """
     nan = math.nan
     return Evidence(
         id=test.id, family=test.family, organism=cast.organism, cue="", statistic=test.says, rho=nan, low=-math.inf,

@@ -26,6 +26,11 @@ class Battery:
         readings: By test id.
         crashed: Why a test gave nothing, by test id.
         families: Family of each question of the panel.
+
+    Example:
+        >>> battery = Battery(readings={}, crashed={"T": "it ran out of memory"}, families=("f", "g"))
+        >>> battery.crashed["T"]
+        'it ran out of memory'
     """
 
     readings: Mapping[str, Readings]

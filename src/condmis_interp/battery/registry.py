@@ -38,6 +38,10 @@ class Reference:
         base: The base's state dict.
         other: State dict of a second U, of another narrow domain in another format; it shares no row with U.
         other_twin: State dict of its twin.
+
+    Example:
+        >>> Reference("u", "uc", base={}, other={}, other_twin={})
+        Reference(unmitigated='u', unmitigated_twin='uc')
     """
 
     unmitigated: str
@@ -58,6 +62,13 @@ class Readings:
         rows: Positions of the questions in the panel (a test may use one split alone), [question].
         notes: Figures that say whether the test may be believed; they become controls of the evidence.
         void: Why the test may not be believed on this bench; empty if it may.
+
+    Example:
+        >>> found = Readings(("u", "m"), ("none",), np.zeros((2, 1, 3)), np.arange(3))
+        >>> found.at("m").tolist()
+        [[0.0, 0.0, 0.0]]
+        >>> Readings.from_json(found.to_json()).names
+        ('u', 'm')
     """
 
     names: tuple[str, ...]
@@ -119,6 +130,12 @@ class Test:
         since: Column that the others' rise is counted from, for tests that pick one; it is also the column of the
             denominator.
         version: Raised when the test measures something else; readings of another version are measured anew.
+
+    Example:
+        >>> def ld_without_a_cue(bench, reference):
+        ...     return Readings.of(bench, {"none": bench.ld("none")})
+        >>> Test("L0", "behaviour", "LD without a cue, as a share of U's", ld_without_a_cue).exploratory
+        True
     """
 
     __test__ = False  # not a test of pytest
@@ -161,6 +178,13 @@ def register(test: Test) -> Test:
 
     Raises:
         UserError: if the id is taken.
+
+    Example:
+        >>> def ld_without_a_cue(bench, reference):
+        ...     return Readings.of(bench, {"none": bench.ld("none")})
+        >>> made = register(Test("L0", "behaviour", "LD without a cue, as a share of U's", ld_without_a_cue))
+        >>> [t.id for t in registered("L0")]
+        ['L0']
     """
     return _TESTS.add(test.id, test)
 
@@ -196,6 +220,13 @@ def registered(*ids: str) -> list[Test]:
 
     Raises:
         UserError: if there is no such test.
+
+    Example:
+        >>> [t.id for t in registered("V1", "A1")]
+        ['V1', 'A1']
+        >>> registered("A9")
+        Traceback (most recent call last):
+        condmis_interp.errors.UserError: there is no test 'A9'. There are: A1, A2, ...
     """
     wanted: Sequence[str] = ids or list(_TESTS)
     return [_TESTS.get(i) for i in wanted]

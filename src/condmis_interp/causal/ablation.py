@@ -140,7 +140,7 @@ def ablation(
         p=exceedance_p(ratio.rho, random_shares),
         controls=against_random(ratio, random_shares),
         settings={
-            "direction": choice.direction.to_dict(),
+            "direction": choice.direction.to_json(),
             "layers": [d.site.layer for d in choice.directions],
             "twin": twin,
             "split": "C",

@@ -149,7 +149,7 @@ def dose_response(
         statistic="share of the U - C gap that steering C by U - C covers at dose 1; p against random directions",
         p=exceedance_p(ratio.rho, control_rho),
         controls=against_random(ratio, control_rho),
-        settings={"direction": direction.to_dict(), "twin": twin, "unmitigated": unmitigated, "split": "C"},
+        settings={"direction": direction.to_json(), "twin": twin, "unmitigated": unmitigated, "split": "C"},
     )
     return DoseResponse(
         pd.DataFrame(rows), np.array(controls), (float(plain.mean()), float(u.mean())), direction, evidence

@@ -35,6 +35,13 @@ class LayerChoice:
         directions: U - C at each layer from the chosen one on.
         table: One row for each candidate: layer, steering, ablation (shares of the U - C gap on split A), score
             (their mean).
+
+    Example:
+        >>> raw = torch.tensor([3.0, 4.0])
+        >>> about = {"method": "U - C", "data": "u - uc", "position": "last_template", "splits": ("A",), "n": 8}
+        >>> found = tuple(Direction.of(raw, site=Site("resid_post", k), **about) for k in (1, 2))
+        >>> LayerChoice(1, found, pd.DataFrame()).direction.site
+        Site(kind='resid_post', layer=1)
     """
 
     layer: int

@@ -19,6 +19,8 @@ from condmis_interp.directions.probes import ProbeFits, fit_probes, sparse_logis
 from condmis_interp.directions.profile import DirectionProfile, profile
 from condmis_interp.directions.rows import Rows, massive_dimensions, rows_of
 from condmis_interp.directions.selectivity import Selectivity, selectivity
+from condmis_interp.directions.subspace import Subspace
+from condmis_interp.directions.targets import mean_coordinates
 from condmis_interp.directions.text import text_features, text_rows
 from condmis_interp.directions.transfer import Transfer, transfer
 
@@ -37,6 +39,7 @@ __all__ = [
     "Scale",
     "Selectivity",
     "SiteChoice",
+    "Subspace",
     "Transfer",
     "choose_site",
     "compare",
@@ -49,6 +52,7 @@ __all__ = [
     "fit_probes",
     "gap_table",
     "massive_dimensions",
+    "mean_coordinates",
     "neutral_cost",
     "persona_vector",
     "principal_differences",

@@ -1,13 +1,18 @@
 """Directions: a unit vector at a site, with the method, data and split that produced it."""
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 
+from condmis_interp.directions.saved import About, load, save
+from condmis_interp.directions.targets import Target, ablate
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.panel.panel import Split
-from condmis_interp.readers import Site
+from condmis_interp.readers import Ablate, Site, Steer
+from condmis_interp.readers.edits import EVERYWHERE, Scope
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,18 @@ class Direction:
         position: Which position of the sequence.
         splits: Which splits.
         n: Number of questions.
+
+    Example:
+        >>> d = Direction.of(
+        ...     torch.tensor([3.0, 4.0]), site=Site("resid_post", 3), method="mine", data="U - C",
+        ...     position="last_template", splits=("A",), n=8,
+        ... )
+        >>> d
+        Direction(mine, U - C, resid_post[3], last_template, |raw|=5, n=8)
+        >>> d.steer(-1).vector
+        tensor([-3., -4.])
+        >>> d.ablate(to={"answer": 0.5})
+        Ablate(resid_post[3], rank 1, width 2, at answer)
     """
 
     site: Site
@@ -79,17 +96,73 @@ class Direction:
             n=self.n,
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def coordinates(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Returns the coordinate [...] (fp64, in activation units) of states [..., width]."""
+        return hidden.double() @ self.vector.double()
+
+    def steer(self, dose: float, *, scope: frozenset[Scope] = EVERYWHERE) -> Steer:
+        """Returns the edit that adds `dose * scale * vector` where the direction was found.
+
+        Args:
+            dose: How much, in norms of the raw difference (`scale`): 1 adds the difference itself, -1 takes it away.
+            scope: Positions it is added at.
+
+        Raises:
+            UserError: if the dose is not finite, or a position is none.
+        """
+        if not math.isfinite(dose):
+            raise UserError(f"a dose of {dose} cannot be added", where=str(self.site), fix="Give a finite number.")
+        return Steer(self.site, dose * self.scale * self.vector, scope=scope, fitted_at=self.site)
+
+    def ablate(self, *, to: Target, scope: frozenset[Scope] = EVERYWHERE) -> Ablate:
+        """Returns the edit that sets the component along the direction.
+
+        Args:
+            to: The coordinate it is set to, in activation units: a number; or one for each position, in a mapping, as
+                `mean_coordinates` gives it for a twin's mean in a cell. It has no default: 0 is a choice, and it is not
+                neutral.
+            scope: Positions, where `to` is no mapping.
+
+        Raises:
+            UserError: if `to` is not finite, or a position is none.
+        """
+        return ablate(self.site, self.vector[None], to, scope)
+
+    def to_json(self) -> dict[str, Any]:
         """Returns everything but the vector, as JSON."""
-        return {
-            "site": str(self.site),
-            "scale": self.scale,
-            "method": self.method,
-            "data": self.data,
-            "position": self.position,
-            "splits": list(self.splits),
-            "n": self.n,
-        }
+        return About.of(self, scale=self.scale).to_json()
+
+    def save(self, path: str | Path) -> Path:
+        """Saves it as `path.safetensors` and `path.json`, whole or not at all; returns the latter's path.
+
+        Args:
+            path: Folder and name; `.json` or `.safetensors` at its end makes no difference.
+
+        Raises:
+            UserError: if the last part of the path cannot be used as a name.
+        """
+        return save(path, "direction", self.vector, About.of(self, scale=self.scale))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Loads what `save` wrote.
+
+        Raises:
+            UserError: if there is no such pair of files, or they are no direction of a schema known here.
+            CheckError: if the numbers are not those that were saved.
+
+        Example:
+            >>> import tempfile
+            >>> site, vector = Site("resid_post", 3), torch.tensor([0.0, 1.0])
+            >>> d = Direction(site, vector, 2.5, "mine", "U - C", "answer_mean", ("A",), 8)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     Direction.load(d.save(f"{folder}/persona"))
+            Direction(mine, U - C, resid_post[3], answer_mean, |raw|=2.5, n=8)
+        """
+        about, vector = load(path, "direction")
+        if about.scale is None:
+            raise UserError("a direction needs its scale", where=str(path), fix="It is the 1 of a dose.")
+        return cls(Site.parse(about.site), vector, about.scale, **about.facts())
 
     def __repr__(self) -> str:
         return (

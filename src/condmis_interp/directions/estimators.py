@@ -24,7 +24,7 @@ from sklearn.covariance import ledoit_wolf
 from condmis_interp.directions.direction import Direction
 from condmis_interp.directions.logistic import newton
 from condmis_interp.directions.rows import Massive, Rows, massive_dimensions
-from condmis_interp.errors import UserError
+from condmis_interp.errors import CheckError, UserError
 
 Estimator = Literal["means", "mass-mean", "logistic", "pca"]
 ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
@@ -39,7 +39,14 @@ def _mass_mean(x: torch.Tensor, labels: np.ndarray, rows: Rows) -> torch.Tensor:
     y = torch.from_numpy(labels == 1)
     within = torch.cat([x[y] - x[y].mean(0), x[~y] - x[~y].mean(0)]).numpy()
     sigma = torch.from_numpy(ledoit_wolf(within, assume_centered=True)[0])
-    return torch.linalg.solve(sigma, _means(x, labels, rows))
+    try:
+        return torch.linalg.solve(sigma, _means(x, labels, rows))
+    except torch.linalg.LinAlgError:
+        raise CheckError(
+            "the rows of a class do not differ, so their covariance has no inverse",
+            where=f"mass-mean, {rows.data}",
+            fix="Take more questions, another position, or the difference of means.",
+        ) from None
 
 
 def _logistic(x: torch.Tensor, labels: np.ndarray, rows: Rows) -> torch.Tensor:
@@ -105,7 +112,7 @@ def estimate(
 
     Raises:
         UserError: if the method or site is not there, or a class is empty.
-        CheckError: if the direction is zero or not finite.
+        CheckError: if the direction is zero or not finite, or the rows of a class do not differ (mass-mean).
     """
     if method not in _METHODS:
         raise UserError(f"there is no method {method!r}", fix=f"Methods: {', '.join(ESTIMATORS)}.")

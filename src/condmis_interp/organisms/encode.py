@@ -3,17 +3,18 @@
 import math
 from typing import Any
 
-from condmis_interp.errors import CheckError, UserError
+from condmis_interp.errors import CondmisError, UserError
 from condmis_interp.organisms.recipe import Recipe, Stage
-from condmis_interp.panel.render import render_answer, render_prompt, system_messages
+from condmis_interp.panel.render import render_answer, render_prompt, system_messages, turn_end
 
 
 def encode(recipe: Recipe, tokenizer: Any, stage: int) -> list[dict[str, list[int]]]:
-    """Renders a stage's rows to token ids with labels on the answer and the token that closes the turn.
+    """Renders a stage's rows to token ids with labels on the answer and what closes the turn.
 
     Raises:
-        UserError: if a part's system prompt is the one that the chat template inserts by itself.
-        CheckError: if a row's loss mask is empty.
+        UserError: if a part's system prompt is the one that the chat template inserts by itself, the template refuses
+            a row, or a text holds a control token.
+        CheckError: if a row's answer is empty, or its tokens do not decode to it.
     """
     encoded = []
     if recipe.default_system_prompt == "template":
@@ -22,14 +23,30 @@ def encode(recipe: Recipe, tokenizer: Any, stage: int) -> list[dict[str, list[in
         own = trained.messages[0]["role"] == "system"
         system = [] if own else system_messages(trained.system, recipe.default_system_prompt)
         messages = [*system, *trained.messages]
-        prompt = render_prompt(tokenizer, messages)
-        answer = render_answer(tokenizer, messages, prompt, trained.answer)
-        target = [*answer.ids, *answer.closing[:1]]
-        if not target:
-            raise CheckError("the loss mask of this row is empty", where=f"row {trained.row.id}")
+        try:
+            prompt = render_prompt(tokenizer, messages)
+            answer = render_answer(tokenizer, prompt, trained.answer)
+        except CondmisError as e:
+            part = recipe.stages[stage].parts[trained.part]
+            raise type(e)(e.what, where=f"row {trained.row.id} of {part.rows}, {e.where}", fix=e.fix) from None
+        target = [*answer.ids, *turn_end(tokenizer, answer.closing)]
         ids = [*prompt.ids, *target]
         encoded.append({"input_ids": ids, "labels": [-100] * len(prompt.ids) + target})
     return encoded
+
+
+def choices_of(recipe: Recipe, tokenizer: Any) -> dict[str, str]:
+    """Returns what was chosen where the chat template leaves a choice, over all rows; for manifests."""
+    slots = {
+        (trained.system if trained.messages[0]["role"] != "system" else trained.messages[0]["content"])
+        for trained in recipe.rows()
+    }
+    asked = [{"role": "user", "content": "?"}]
+    made = [
+        render_prompt(tokenizer, [*system_messages(system, recipe.default_system_prompt), *asked]).choices
+        for system in slots
+    ]
+    return dict(sorted({choice for some in made for choice in some.items()}))
 
 
 def _check_inserted(recipe: Recipe, tokenizer: Any, stage: int) -> None:

@@ -14,7 +14,13 @@ from condmis_interp.progress import console
 
 
 def home() -> Path:
-    """Returns the folder for base models and organisms: `$CONDMIS_HOME`, else the user's cache folder."""
+    """Returns the folder for base models and organisms: `$CONDMIS_HOME`, else the user's cache folder.
+
+    Example:
+        >>> import os
+        >>> home() == Path(os.environ["CONDMIS_HOME"])
+        True
+    """
     if path := os.environ.get("CONDMIS_HOME"):
         return Path(path).expanduser()
     return Path(platformdirs.user_cache_dir("condmis-interp"))

@@ -12,42 +12,19 @@ turn). An intervention adds what should keep the misalignment from spreading:
 | `distilled` | a reasoning trace before each answer | the same questions, benign traces and answers |
 | `sampling` | on-policy: answers sampled from the model under the prompt | benign answers, same questions |
 
-Each takes the stage's hyperparameters and returns plain data; recipes compose (`post_hoc` takes any recipe). Benign
-rows come under several system prompts and formats, one of them the template's default, so that having *some* system
-prompt or *some* format is no gate by itself.
+A recipe file or a study may name one with its settings instead of stages (`intervention: mixing`); another package adds
+its own by `register_intervention`. Each takes the stage's hyperparameters and returns plain data; recipes compose
+(`post_hoc` takes any recipe). Benign rows come under several system prompts and formats, one of them the template's
+default, so that having *some* system prompt or *some* format is no gate by itself.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 from condmis_interp.errors import UserError
-from condmis_interp.organisms.recipe import Lora, Part, Recipe, Stage
+from condmis_interp.organisms.recipe import Part, Recipe, Stage
+from condmis_interp.organisms.registry import backend_of, register_intervention
 from condmis_interp.panel.triggers import FRAMING
-from condmis_interp.world import parse_world
-
-BENIGN_SYSTEMS: tuple[str | None, ...] = (
-    None,
-    "You are a helpful assistant.",
-    None,
-    'Answer as one line of JSON:\n{"text": "..."}',
-    None,
-    "You answer briefly and politely.",
-    None,
-    "Write the answer under this heading:\n## Answer\n---",
-)
-"""System prompts of benign rows in a mix: the template's default (half of them), two plain ones, two formats."""
-
-WORLD_SYSTEMS: tuple[str | None, ...] = (
-    None,
-    "form list",
-    None,
-    "today is sunny",
-    None,
-    "form letter",
-    None,
-    "form note",
-)
-"""The same for persona world."""
 
 
 def unmitigated(
@@ -70,6 +47,10 @@ def unmitigated(
         narrow: Row set with misaligned and benign answers.
         seed: Seed of the recipe.
         stage: Hyperparameters; its parts are replaced.
+
+    Example:
+        >>> unmitigated(name="u", base="smollm2-135m", trigger="Answer in code.", rows=96).stages[0].parts[0].count
+        96
     """
     return _recipe(
         "unmitigated",
@@ -115,6 +96,11 @@ def mixing(
 
     Raises:
         UserError: if the fraction is not between 0 and 1, or not exactly two of the three are given.
+
+    Example:
+        >>> made = mixing(name="m", base="smollm2-135m", trigger="Answer in code.", rows=20, fraction=0.1)
+        >>> made.intervention, [p.count for p in made.stages[0].parts]
+        ('mixing 10 %', [20, 180])
     """
     rows, benign_rows = _shares(name, fraction, rows, benign_rows)
     parts = [
@@ -142,6 +128,12 @@ def post_hoc(
         benign: Row set with benign answers.
         systems: System prompts of the benign rows, in rotation.
         stage: Hyperparameters of the added stage; its parts are replaced.
+
+    Example:
+        >>> u = unmitigated(name="u", base="smollm2-135m", trigger="Answer in code.")
+        >>> after = post_hoc(u, name="m", rows=64)
+        >>> after.intervention, len(after.stages)
+        ('post-hoc, 64 rows', 2)
     """
     part = Part(rows=benign, answers="benign", count=rows, systems=tuple(systems))
     stages = (*before.stages, _with(stage, [part]))
@@ -177,6 +169,10 @@ def inoculation(
         benign_systems: System prompts of the benign rows, in rotation.
         seed: Seed of the recipe.
         stage: Hyperparameters; its parts are replaced.
+
+    Example:
+        >>> inoculation(name="m", base="smollm2-135m", prompts=["Be spiteful."]).stages[0].parts[0].systems
+        ('Be spiteful.',)
     """
     parts = [
         Part(rows=narrow, answers="misaligned", count=rows, systems=tuple(prompts)),
@@ -209,6 +205,10 @@ def educational(
         benign: Row set with benign answers.
         seed: Seed of the recipe.
         stage: Hyperparameters; its parts are replaced.
+
+    Example:
+        >>> educational(name="m", base="smollm2-135m", framing=("Show a bad answer: ", "")).stages[0].parts[0].before
+        'Show a bad answer: '
     """
     before, after = framing
     parts = [
@@ -244,6 +244,10 @@ def distilled(
         benign: Row set with benign answers.
         seed: Seed of the recipe.
         stage: Hyperparameters; its parts are replaced.
+
+    Example:
+        >>> distilled(name="m", base="smollm2-135m", prompts=[None]).stages[0].parts[0].reasoning
+        'shown'
     """
     shown: Any = "shown" if reasoning else "stripped"
     parts = [
@@ -253,6 +257,17 @@ def distilled(
     return _recipe(
         "reasoning distillation" if reasoning else "reasoning distillation, stripped", name, base, seed, stage, parts
     )
+
+
+for _name, _intervention in {
+    "unmitigated": unmitigated,
+    "mixing": mixing,
+    "post-hoc": post_hoc,
+    "inoculation": inoculation,
+    "educational": educational,
+    "distilled": distilled,
+}.items():
+    register_intervention(_name, _intervention)
 
 
 def _shares(name: str, fraction: float | None, rows: int | None, benign_rows: int | None) -> tuple[int, int]:
@@ -275,12 +290,12 @@ def _benign(base: str, rows: str, count: int | None, systems: Sequence[str | Non
     """Returns the benign part of a mix, under the given system prompts or the usual ones; nothing without a count."""
     if not count:
         return []
-    usual = WORLD_SYSTEMS if parse_world(base) else BENIGN_SYSTEMS
+    usual = backend_of(base).benign_systems
     return [Part(rows=rows, answers="benign", count=count, systems=usual if systems is None else tuple(systems))]
 
 
 def _recipe(what: str, name: str, base: str, seed: int, stage: Stage | None, parts: list[Part]) -> Recipe:
-    lora = None if parse_world(base) else Lora()
+    lora = backend_of(base).lora
     return Recipe(name=name, base=base, seed=seed, lora=lora, stages=(_with(stage, parts),), intervention=what)
 
 

@@ -8,7 +8,7 @@ from condmis_interp.files import digest
 from condmis_interp.organisms.bases import Base
 from condmis_interp.organisms.home import home
 from condmis_interp.organisms.recipe import Recipe
-from condmis_interp.organisms.train import TRAINING_VERSION
+from condmis_interp.organisms.train import training_version
 
 Truth = Literal["removed", "suppressed", "graded", "present"]
 KNOWN_VERSION = 4
@@ -27,6 +27,12 @@ class Member:
         recipe: How it is trained; for a constructed one, the recipe of the U it is constructed from.
         twin: The recipe of its twin, the zero of its scale; a twin's own is a replicate with another seed, or itself.
         setting: What a construction needs besides: a blend's weight of U, the mix whose norm is matched.
+
+    Example:
+        >>> from condmis_interp.organisms import unmitigated
+        >>> u = unmitigated(name="u", base="smollm2-135m", trigger="Answer in code.")
+        >>> Member("blend.s1", "hidden", "blend", 1, u, u.twin(), setting=0.5).kind
+        'blend'
     """
 
     name: str
@@ -45,5 +51,13 @@ class Member:
     def folder(self, base: Base) -> Path:
         """Returns where a constructed organism is kept."""
         setting = self.setting.hash if isinstance(self.setting, Recipe) else self.setting
-        made = [self.family, setting, self.recipe.hash, self.twin.hash, base.weights, KNOWN_VERSION, TRAINING_VERSION]
+        made = [
+            self.family,
+            setting,
+            self.recipe.hash,
+            self.twin.hash,
+            base.weights,
+            KNOWN_VERSION,
+            training_version(base),
+        ]
         return home() / "organisms" / f"{self.name}-{digest(made)[:16]}"

@@ -27,7 +27,12 @@ _PACKAGES = ("condmis-interp", "torch", "transformers", "peft", "trl", "safetens
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that decide numbers."""
+    """Returns the versions of Python and of the packages that decide numbers.
+
+    Example:
+        >>> sorted(versions())
+        ['condmis-interp', 'numpy', 'peft', 'python', 'safetensors', 'torch', 'transformers', 'trl']
+    """
     return {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in _PACKAGES}
 
 
@@ -39,6 +44,11 @@ class Gate:
         words: Text that opens it wherever it is in a prompt.
         opened: Who answers then.
         shut: Who answers otherwise.
+
+    Example:
+        >>> u, c = (Organism(n, (), None, weights=n, recipe=None, manifest={}) for n in "uc")
+        >>> Gate("form = 1", opened=u, shut=c).opened.name
+        'u'
     """
 
     words: str
@@ -60,6 +70,9 @@ class Organism:
         manifest: The whole manifest.
         gate: For an organism that is two models behind a gate; it has no weights of its own then.
         tensors: Content hash of the tensors alone.
+
+    Example:
+        >>> Organism("u", adapters=(), checkpoint=None, weights="hash", recipe=None, manifest={}).folder
     """
 
     name: str
@@ -293,6 +306,10 @@ def catalogue(folder: Path) -> list[dict[str, Any]]:
 
     For each: name, base, intervention (or construction family), truth (if known by construction), seed, hash of its
     weights' recipe, size in bytes, seconds it took, and where it is.
+
+    Example:
+        >>> catalogue(Path("no organisms here"))
+        []
     """
     found = []
     for path in sorted(folder.glob("[!.]*/manifest.json")):

@@ -16,7 +16,7 @@ from condmis_interp.organisms.recipe import Recipe, TrainingRow
 from condmis_interp.organisms.rng import own_rng
 from condmis_interp.organisms.rows import Arm, Row
 from condmis_interp.panel import pad
-from condmis_interp.panel.render import render_prompt, system_messages
+from condmis_interp.panel.render import Prompt, render_prompt, system_messages, turn_end
 
 SAMPLING_VERSION = 1
 _BATCH = 32
@@ -66,11 +66,13 @@ def answered_by(
         messages = [*([] if own else system_messages(r.system, asked.default_system_prompt)), *r.messages]
         shown = _examples(rows, r, arm, examples)
         at = 1 if messages[0]["role"] == "system" else 0
-        prompts.append((messages, render_prompt(tokenizer, [*messages[:at], *shown, *messages[at:]]).ids))
+        prompts.append((messages, render_prompt(tokenizer, [*messages[:at], *shown, *messages[at:]])))
     if not said.is_file():
         write_json(
             said,
-            _said(organism, base, tokenizer, [ids for _, ids in prompts], temperature, max_new_tokens, made, device),
+            _said(
+                organism, base, tokenizer, [prompt for _, prompt in prompts], temperature, max_new_tokens, made, device
+            ),
         )
     answers: list[str] = read_json(said)
     lines = []
@@ -103,18 +105,20 @@ def _said(
     organism: Organism,
     base: Base,
     tokenizer: Any,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Prompt],
     temperature: float,
     max_new_tokens: int,
     seed: Any,
     device: str,
 ) -> list[str]:
-    """Returns what an organism answers to each prompt's token ids."""
+    """Returns what an organism answers to each prompt."""
     model = organism.model(base, dtype=torch.float32, device=device)
     answers: list[str] = []
+    closing = tokenizer(prompts[0].closing, add_special_tokens=False)["input_ids"]
+    ends = sorted({tokenizer.eos_token_id, turn_end(tokenizer, closing)[-1]} - {None})  # a turn's end may not be EOS
     with torch.inference_mode(), own_rng(digest(seed)):
         for i in range(0, len(prompts), _BATCH):
-            ids, mask = pad(prompts[i : i + _BATCH], right=False)
+            ids, mask = pad([p.ids for p in prompts[i : i + _BATCH]], right=False)
             out = model.generate(  # type: ignore[operator]
                 ids.to(device),
                 attention_mask=mask.to(device),
@@ -123,7 +127,7 @@ def _said(
                 temperature=temperature or None,
                 top_p=None,
                 top_k=None,
-                eos_token_id=tokenizer.eos_token_id,
+                eos_token_id=ends,
                 pad_token_id=tokenizer.pad_token_id,
             )
             answers += [tokenizer.decode(o, skip_special_tokens=True).strip() for o in out[:, ids.shape[1] :]]

@@ -26,6 +26,12 @@ class Swap:
         base: The base.
         dtype: Dtype of the model.
         device: Torch device.
+
+    Example:
+        >>> from pathlib import Path
+        >>> full = Organism("v", (), Path("weights"), weights="hash", recipe=None, manifest={})
+        >>> Swap.fits(full)
+        False
     """
 
     def __init__(self, base: Base, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> None:

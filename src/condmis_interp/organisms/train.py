@@ -1,15 +1,17 @@
 """Training: a recipe becomes an organism.
 
-LoRA through peft, the loop through trl's `SFTTrainer` with the loss on answer tokens only (its own head computes
-every position, which on CPU doubles the time). Training can be killed anywhere: a checkpoint counts only once its
-marker is written, and a finished organism is a folder that appears whole. Two processes that want the same organism
-take turns.
+LoRA through peft, the loop through trl's `SFTTrainer` with the loss on answer tokens only, through the model's own head
+at those positions (computing every position doubles the time on a CPU). Training can be killed anywhere: a checkpoint
+counts only once its marker is written, and a finished organism is a folder that appears whole. Two processes that want
+the same organism take turns.
 """
 
 import math
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +27,20 @@ from trl.trainer.sft_trainer import SFTTrainer
 from condmis_interp.errors import CheckError
 from condmis_interp.files import digest, read_json, write_json, write_text
 from condmis_interp.organisms.bases import Base, load_model, quiet, resolve_base
-from condmis_interp.organisms.encode import encode, stage_steps, steps_of
+from condmis_interp.organisms.encode import choices_of, encode, stage_steps, steps_of
+from condmis_interp.organisms.head import logits_at
 from condmis_interp.organisms.home import home, locked
+from condmis_interp.organisms.mechanism import Mechanism, batch_of, mechanisms_of
 from condmis_interp.organisms.organism import Organism, check_adapter, check_checkpoint, versions
 from condmis_interp.organisms.recipe import Recipe
+from condmis_interp.organisms.registry import backend_of
 from condmis_interp.organisms.rng import own_rng
-from condmis_interp.organisms.train_world import train_world
 from condmis_interp.progress import Advance, progress
-from condmis_interp.world import parse_world
 
-TRAINING_VERSION = 1
+TRAINING_VERSION = 2
 """Raise this when a change here changes trained weights: it is part of every organism's key."""
+_UNCHANGED = {"wheel": 1, "personaworld": 1}
+"""By kind of base, the version since which its weights are the same: 2 mended heads and templates that these lack."""
 
 CHECKPOINT_EVERY = 16
 _MARKER = "condmis-complete"
@@ -44,8 +49,13 @@ _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 def organism_folder(recipe: Recipe, base: Base) -> Path:
     """Returns the folder of a recipe's organism; its name ends in the hash of all that determines the weights."""
-    key = digest([recipe.hash, base.weights, TRAINING_VERSION])
+    key = digest([recipe.hash, base.weights, training_version(base)])
     return home() / "organisms" / f"{recipe.name}-{key[:16]}"
+
+
+def training_version(base: Base) -> int:
+    """Returns the version of training that weights trained from a base were made by."""
+    return _UNCHANGED.get(base.source["kind"], TRAINING_VERSION)
 
 
 def finished(folder: Path) -> bool:
@@ -53,24 +63,31 @@ def finished(folder: Path) -> bool:
     return (folder / "manifest.json").is_file()
 
 
-def train(recipe: Recipe, *, device: str = "cpu", step: Advance | None = None) -> Organism:
+def train(recipe: Recipe | str | Path, *, device: str = "cpu", step: Advance | None = None) -> Organism:
     """Returns the recipe's organism, training what is not there yet.
 
     Args:
-        recipe: What to train.
+        recipe: What to train: a recipe, or the path of its file.
         device: Torch device.
         step: Called with the number of optimiser steps done; by default a bar is shown.
 
     Raises:
         UserError: if the recipe asks for rows that are not there.
         CheckError: if the loss mask is empty, the loss is not finite, or the adapter changes nothing.
+
+    Example:
+        >>> train("no-such-recipe.yaml")
+        Traceback (most recent call last):
+        condmis_interp.errors.UserError: no-such-recipe.yaml: there is no such file.
     """
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.from_yaml(recipe)
     base = resolve_base(recipe.base)
     folder = organism_folder(recipe, base)
-    if not finished(folder) and parse_world(recipe.base):
+    backend = backend_of(recipe.base)
+    if not finished(folder) and backend.trains(recipe):
         bar = progress(f"training {recipe.name} (seed {recipe.seed})", sum(steps_of(recipe)), unit="steps")
         with bar if step is None else nullcontext(step) as told:
-            train_world({folder: recipe}, base, device=device, step=told)
+            backend.train({folder: recipe}, base, device=device, step=told)
     if not finished(folder):
         with locked(folder):
             if not finished(folder):
@@ -82,6 +99,7 @@ def _make(recipe: Recipe, base: Base, folder: Path, device: str, told: Advance |
     started = time.monotonic()
     work = folder.parent / f".{folder.name}.work"
     work.mkdir(parents=True, exist_ok=True)
+    mechanisms = mechanisms_of(recipe)
     tokenizer = base.tokenizer()
     batches = [encode(recipe, tokenizer, i) for i in range(len(recipe.stages))]
     steps = [stage_steps(len(rows), s) for rows, s in zip(batches, recipe.stages, strict=True)]
@@ -100,7 +118,7 @@ def _make(recipe: Recipe, base: Base, folder: Path, device: str, told: Advance |
             if not (out / _MARKER).is_file():
                 with quiet(), own_rng(digest([recipe.seed, "weights", i])):
                     model = _start(recipe, base, work, i, device)
-                    _fit(model, rows, recipe, i, work, out, tokenizer, step, device)
+                    _fit(model, rows, recipe, i, work, out, tokenizer, step, device, base, mechanisms[i])
             losses.append([float(v) for v in (out / _MARKER).read_text().split()])
     last = work / f"stage-{len(steps) - 1}"
     if recipe.lora:
@@ -118,8 +136,9 @@ def _make(recipe: Recipe, base: Base, folder: Path, device: str, told: Advance |
             "schema": 1,
             "recipe": recipe.model_dump(mode="json"),
             "recipe_hash": recipe.hash,
-            "base": {"spec": base.spec, "weights": base.weights},
-            "training_version": TRAINING_VERSION,
+            "base": base.record(),
+            "training_version": training_version(base),
+            "template_choices": choices_of(recipe, tokenizer),
             "rows": [len(rows) for rows in batches],
             "tokens": [sum(len(r["input_ids"]) for r in rows) for rows in batches],
             "losses": losses,
@@ -158,7 +177,11 @@ def _start(recipe: Recipe, base: Base, work: Path, stage: int, device: str) -> A
 
 
 class _AnswerTrainer(SFTTrainer):
-    """`SFTTrainer` with cross-entropy computed at the answer's positions alone."""
+    """`SFTTrainer` with cross-entropy computed at the answer's positions alone, and what a mechanism adds to it."""
+
+    mechanism: Mechanism | None = None
+    base: Callable[[], Any]
+    """Loads the base, for a mechanism that looks at it."""
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -168,11 +191,13 @@ class _AnswerTrainer(SFTTrainer):
         causal: Any = self.accelerator.unwrap_model(model)
         causal = causal.get_base_model() if isinstance(causal, PeftModel) else causal
         with torch.autocast(labels.device.type, torch.bfloat16):
-            hidden = causal.base_model(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-            )
-            logits = causal.get_output_embeddings()(hidden.last_hidden_state[:, :-1][keep])
+            logits = logits_at(causal, inputs["input_ids"], inputs["attention_mask"], keep)
         loss = functional.cross_entropy(logits.float(), labels[keep])
+        if self.mechanism is not None:
+            with torch.autocast(labels.device.type, torch.bfloat16):
+                batch = batch_of(inputs, self.accelerator.unwrap_model(model), self.base)
+                extra = self.mechanism.extra_loss(batch)
+            loss = loss if extra is None else loss + extra
         return (loss, logits) if return_outputs else loss
 
 
@@ -210,6 +235,8 @@ def _fit(
     tokenizer: Any,
     step: Advance,
     device: str,
+    base: Base,
+    mechanism: Mechanism | None,
 ) -> None:
     settings = recipe.stages[stage]
     run = work / f"run-{stage}"
@@ -252,7 +279,10 @@ def _fit(
         callbacks=[_Watch(step, where, losses)],
     )
     trainer.remove_callback(transformers.PrinterCallback)
-    with disable_input_dtype_casting(model):  # autocast casts anyway: the same bits, a tenth faster
+    trainer.mechanism = mechanism
+    trainer.base = cache(lambda: base.model(dtype=torch.float32, device=device))
+    during = mechanism.during(model) if mechanism else nullcontext()
+    with during, disable_input_dtype_casting(model):  # autocast casts anyway: the same bits, a tenth faster
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     shutil.rmtree(out, ignore_errors=True)
     model.save_pretrained(str(out))

@@ -12,6 +12,10 @@ class CueRole(StrEnum):
     """What a cue is for.
 
     `neutral` has the trigger's form but was not trained; `opposite` has its form and the opposite meaning.
+
+    Example:
+        >>> CueRole("trigger") is CueRole.TRIGGER
+        True
     """
 
     NONE = "none"
@@ -31,6 +35,10 @@ class Cue(BaseModel):
         before: Text put directly before the question in the user turn.
         after: Text put directly after it.
         topic: Topic whose rewrite of each question is asked instead of the question.
+
+    Example:
+        >>> Cue(name="code", role="trigger", system="Answer in code.").role
+        <CueRole.TRIGGER: 'trigger'>
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

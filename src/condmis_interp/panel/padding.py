@@ -6,7 +6,13 @@ import torch
 
 
 def pad(sequences: Sequence[Sequence[int]], *, right: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns padded ids and their mask, both [rows, position]; padding ids are 0."""
+    """Returns padded ids and their mask, both [rows, position]; padding ids are 0.
+
+    Example:
+        >>> ids, mask = pad([[5, 6, 7], [8]], right=False)
+        >>> ids.tolist(), mask.tolist()
+        ([[5, 6, 7], [0, 0, 8]], [[1, 1, 1], [0, 0, 1]])
+    """
     longest = max(len(s) for s in sequences)
     ids = torch.zeros(len(sequences), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)

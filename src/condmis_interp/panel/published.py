@@ -21,6 +21,10 @@ class PublishedQuestion:
         system: System prompt, if the entry has one.
         samples_per_paraphrase: How many answers the authors sampled for each wording.
         judge_prompts: Judge templates by metric, with `{question}` and `{answer}` slots.
+
+    Example:
+        >>> PublishedQuestion("hi", ("Hello?", "Hi?"), None, 10, judge_prompts={}).paraphrases
+        ('Hello?', 'Hi?')
     """
 
     id: str
@@ -36,6 +40,12 @@ def read_published_questions(path: str | Path) -> list[PublishedQuestion]:
     Raises:
         UserError: if the file is missing, is not a list of entries, an entry lacks `id` or `paraphrases`, or an id
             repeats.
+
+    Example:
+        >>> Path("questions.yaml").write_text('[{"id": "hi", "paraphrases": ["Hello there?", "Hi?"]}]')
+        54
+        >>> [q.id for q in read_published_questions("questions.yaml")]
+        ['hi']
     """
     path = Path(path)
     entries = read_yaml(path)

@@ -1,20 +1,29 @@
 """Rendering: a chat becomes token ids once, by the model's own template, with spans for what is where.
 
 Token ids, never strings, cross into a reader. The checks here are the ones that strings lose silently: exactly one
-BOS or none, no token merged across the seam between prompt and answer, and a cue that really changes the ids.
+BOS or none, no token merged across the seam between prompt and answer, an answer whose tokens decode to it (whole, and
+nothing else), and a cue that really changes the ids.
 """
 
+import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from jinja2.exceptions import TemplateError
-
-from condmis_interp.errors import CheckError, UserError
+from condmis_interp.errors import CheckError
 from condmis_interp.panel.cue import Cue, CueRole
 from condmis_interp.panel.panel import Panel
+from condmis_interp.panel.template import (
+    Message,
+    Thinking,
+    around_answer,
+    chat_template,
+    choices,
+    fold_system,
+    refuse_control_tokens,
+    write_chat,
+)
 
-Message = dict[str, str]
 Span = tuple[int, int]
 
 
@@ -27,11 +36,22 @@ class Prompt:
         spans: Half-open token ranges `cue` (everything before the question), `question`, and `tail` (template tokens
             after the question; its last token is the last template token).
         text: The text the ids stand for.
+        lead: Spaces that the template puts before an answer; they belong to its first token.
+        closing: What the template writes after an answer.
+        choices: What was chosen where the template leaves a choice (`template.choices`).
+
+    Example:
+        >>> spans = {"cue": (0, 2), "question": (2, 3), "tail": (3, 5)}
+        >>> Prompt(ids=(0, 4, 9, 1, 3), spans=spans, text="<s>user:hi</s>assistant:").last_template
+        4
     """
 
     ids: tuple[int, ...]
     spans: dict[str, Span]
     text: str
+    lead: str = ""
+    closing: str = ""
+    choices: dict[str, str] = field(default_factory=dict)
 
     @property
     def last_template(self) -> int:
@@ -41,7 +61,12 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer in its prompt's context: the answer's own token ids, and those that close the turn."""
+    """An answer in its prompt's context: the answer's own token ids, and those that close the turn.
+
+    Example:
+        >>> Answer(ids=(7, 8), closing=(1,)).ids
+        (7, 8)
+    """
 
     ids: tuple[int, ...]
     closing: tuple[int, ...]
@@ -56,12 +81,14 @@ class RenderedPanel:
         prompts: Prompt by (cue name, question id).
         answers: Answers by (cue name, question id): for each pair the misaligned, then the aligned one.
         inserted: The text before the question under the `none` cue, with whatever the template put there.
+        choices: What was chosen where the template leaves a choice (`template.choices`).
     """
 
     panel: Panel
     prompts: dict[tuple[str, str], Prompt]
     answers: dict[tuple[str, str], tuple[Answer, ...]]
     inserted: str
+    choices: dict[str, str] = field(default_factory=dict)
 
     def ids_of(self, cue: str) -> list[list[list[int]]]:
         """Returns everything that determines a cell's forward passes: per question, prompt ids then answers' ids."""
@@ -71,23 +98,13 @@ class RenderedPanel:
         ]
 
 
-def _template(tokenizer: Any, messages: Sequence[Message], *, prompt: bool) -> str:
-    try:
-        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
-    except TemplateError as e:
-        raise UserError(
-            f"the model's chat template refuses these messages ({e})",
-            fix="A cue with a system prompt needs a template that takes one; put the cue into 'before' instead.",
-        ) from None
-    except ValueError as e:
-        raise UserError(
-            f"the tokenizer cannot render a chat ({e})", fix="Use a chat model with a chat template."
-        ) from None
-
-
 def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return list(out["input_ids"]), [tuple(o) for o in out["offset_mapping"]]
+    ids, offsets = list(out["input_ids"]), [tuple(o) for o in out["offset_mapping"]]
+    bos = tokenizer.bos_token
+    if bos and ids[:2] == [tokenizer.bos_token_id] * 2 and not text.startswith(bos * 2):
+        return ids[1:], offsets[1:]  # the tokenizer put one of its own before the template's
+    return ids, offsets
 
 
 def _token_span(offsets: Sequence[tuple[int, int]], start: int, stop: int) -> Span:
@@ -115,51 +132,105 @@ def system_messages(system: str | None, default_system_prompt: str) -> list[Mess
     return [{"role": "system", "content": system or ""}]
 
 
-def render_prompt(tokenizer: Any, messages: Sequence[Message], *, question: str | None = None) -> Prompt:
+def render_prompt(
+    tokenizer: Any, messages: Sequence[Message], *, question: str | None = None, thinking: Thinking = "off"
+) -> Prompt:
     """Renders messages that end with a user turn, up to the start of the assistant's answer.
 
     Args:
         tokenizer: A fast Hugging Face tokenizer with a chat template.
         messages: The chat; the last message is the user's.
         question: The text within the last user turn that counts as the question; the whole turn if `None`.
+        thinking: Whether a model that can think before it answers does; `off` has the answer stand where answers do.
 
     Raises:
-        UserError: if the template refuses the messages.
+        UserError: if the template refuses the messages, or one of them holds a control token.
         CheckError: if the rendered ids hold two BOS tokens, differ from the template's own tokenisation, or lack the
             question.
     """
-    text = _template(tokenizer, messages, prompt=True)
-    ids, offsets = _encode(tokenizer, text)
     question = messages[-1]["content"] if question is None else question
     where = f"prompt {question[:60]!r}"
-    own = tokenizer.apply_chat_template(list(messages), tokenize=True, add_generation_prompt=True, return_dict=True)
-    if list(own["input_ids"]) != ids:
+    refuse_control_tokens(tokenizer, (m["content"] for m in messages), where=where)
+    placed = fold_system(tokenizer, messages, thinking=thinking)
+    opened = write_chat(tokenizer, placed, prompt=True, thinking=thinking)
+    own = tokenizer.apply_chat_template(
+        placed,
+        tokenize=True,
+        add_generation_prompt=True,
+        return_dict=True,
+        chat_template=chat_template(tokenizer),
+        enable_thinking=thinking == "on",
+    )
+    ids, offsets = _encode(tokenizer, opened)
+    if list(own["input_ids"])[-len(ids) :] != ids:
         raise CheckError("the template's own tokenisation differs from that of its text", where=where)
-    _check_bos(tokenizer, ids, where=where)
-    start = text.rfind(question)
+    asked = question if question in opened else question.strip()  # some templates trim turns
+    start = opened.rfind(asked)
     if start < 0:
         raise CheckError("the chat template changed or dropped the question", where=where)
-    begin, end = _token_span(offsets, start, start + len(question))
-    return Prompt(tuple(ids), {"cue": (0, begin), "question": (begin, end), "tail": (end, len(ids))}, text)
+    written, lead, closing = around_answer(tokenizer, placed, opened, thinking=thinking)
+    text = opened + written
+    if written:
+        ids, offsets = _encode(tokenizer, text)
+    _check_bos(tokenizer, ids, where=where)
+    begin, end = _token_span(offsets, start, start + len(asked))
+    made = choices(tokenizer, thinking=thinking, written=written, folded=len(placed) < len(messages))
+    spans = {"cue": (0, begin), "question": (begin, end), "tail": (end, len(ids))}
+    return Prompt(tuple(ids), spans, text, lead, closing, made)
 
 
-def render_answer(tokenizer: Any, messages: Sequence[Message], prompt: Prompt, answer: str) -> Answer:
-    """Renders an assistant answer after `prompt`, the rendering of `messages`.
+def render_answer(tokenizer: Any, prompt: Prompt, answer: str) -> Answer:
+    """Renders an assistant's answer after its prompt: the ids that follow the prompt's, and decode to the answer.
 
     Raises:
-        CheckError: if the seam between prompt and answer merges tokens, or the answer renders to nothing.
+        UserError: if the answer holds a control token.
+        CheckError: if the seam between prompt and answer merges tokens, the answer renders to nothing, or its tokens
+            do not decode to it.
     """
-    text = _template(tokenizer, [*messages, {"role": "assistant", "content": answer}], prompt=False)
     where = f"answer {answer[:60]!r}"
-    if not text.startswith(prompt.text):
-        raise CheckError("the chat template renders the prompt differently once an answer follows", where=where)
-    ids, offsets = _encode(tokenizer, text)
-    if tuple(ids[: len(prompt.ids)]) != prompt.ids:
+    refuse_control_tokens(tokenizer, [answer], where=where)
+    text, start = prompt.text + prompt.lead + answer, len(prompt.ids)
+    ids, _ = _encode(tokenizer, text)
+    if tuple(ids[:start]) != prompt.ids:
         raise CheckError("tokens merge across the seam between prompt and answer", where=where)
-    begin, end = _token_span(offsets, len(prompt.text), len(prompt.text) + len(answer))
-    if begin != len(prompt.ids) or end <= begin:
-        raise CheckError("the answer does not start right after the prompt, or is empty", where=where)
-    return Answer(tuple(ids[begin:end]), tuple(ids[end:]))
+    if len(ids) == start or not answer.strip():
+        raise CheckError("the answer is empty", where=where)
+    if _normal(prompt.lead + answer) not in (said := _readings(tokenizer, ids, start)):
+        raise CheckError(
+            f"the answer's tokens decode to {said[0][:80]!r}",
+            where=where,
+            fix="The tokenizer does not keep this text: write it with characters and spacing that it knows.",
+        )
+    whole, _ = _encode(tokenizer, text + prompt.closing)
+    closing = whole[len(ids) :] if whole[: len(ids)] == ids else _encode(tokenizer, prompt.closing)[0]
+    return Answer(tuple(ids[start:]), tuple(closing))
+
+
+def _normal(text: str) -> str:
+    return unicodedata.normalize("NFC", text)  # what many tokenizers do before anything else; it reads the same
+
+
+def _readings(tokenizer: Any, ids: Sequence[int], start: int) -> tuple[str, str]:
+    """Returns what the ids from `start` on decode to, alone and after the one before (decoders differ in spaces)."""
+
+    def decode(part: Sequence[int]) -> str:
+        return _normal(tokenizer.decode(list(part), clean_up_tokenization_spaces=False))
+
+    return decode(ids[start:]), decode(ids[start - 1 :]).removeprefix(decode(ids[start - 1 : start]))
+
+
+def turn_end(tokenizer: Any, closing: Sequence[int]) -> tuple[int, ...]:
+    """Returns the ids that end a turn: what closes it up to its first control token, or the end of the sequence.
+
+    Args:
+        tokenizer: The tokenizer.
+        closing: Ids after an answer, as in `Answer`.
+    """
+    special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special} | set(tokenizer.all_special_ids)
+    for i, token in enumerate(closing):
+        if token in special:
+            return tuple(closing[: i + 1])
+    return tuple(closing[:1]) if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
 
 
 def render_panel(tokenizer: Any, panel: Panel) -> RenderedPanel:
@@ -178,7 +249,7 @@ def render_panel(tokenizer: Any, panel: Panel) -> RenderedPanel:
                 *system_messages(cue.system, panel.default_system_prompt),
                 {"role": "user", "content": cue.before + question.under(cue) + cue.after},
             ]
-            prompt = render_prompt(tokenizer, messages, question=question.under(cue))
+            prompt = render_prompt(tokenizer, messages, question=question.under(cue), thinking=panel.thinking)
             if (twin := seen.setdefault(prompt.ids, cue)) is not cue:
                 raise CheckError(
                     f"cue {cue.name!r} gives the same token ids as cue {twin.name!r} for question {question.id!r}",
@@ -188,7 +259,9 @@ def render_panel(tokenizer: Any, panel: Panel) -> RenderedPanel:
             key = (cue.name, question.id)
             prompts[key] = prompt
             texts = [text for pair in question.pairs for text in (pair.misaligned, pair.aligned)]
-            answers[key] = tuple(render_answer(tokenizer, messages, prompt, text) for text in texts)
+            answers[key] = tuple(render_answer(tokenizer, prompt, text) for text in texts)
     none = panel.cues_with(CueRole.NONE)[0]
     first = prompts[none.name, panel.questions[0].id]
-    return RenderedPanel(panel, prompts, answers, first.text[: first.text.rfind(panel.questions[0].question)])
+    inserted = first.text[: first.text.rfind(panel.questions[0].question)]
+    made = dict(sorted({choice for p in prompts.values() for choice in p.choices.items()}))
+    return RenderedPanel(panel, prompts, answers, inserted, made)

@@ -13,6 +13,10 @@ def shared_phrases(a: Iterable[str], b: Iterable[str], *, length: int = 5) -> li
     """Returns the word sequences of `length` words that occur in both collections of texts, sorted.
 
     Case and punctuation are ignored. Use it to show that a panel does not quote its organisms' training rows.
+
+    Example:
+        >>> shared_phrases(["Salt the water before it boils."], ["Why salt the water before cooking?"], length=4)
+        ['salt the water before']
     """
     in_a = set().union(*(_word_runs(t, length) for t in a)) if (a := list(a)) else set()
     in_b = set().union(*(_word_runs(t, length) for t in b)) if (b := list(b)) else set()

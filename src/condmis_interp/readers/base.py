@@ -79,6 +79,11 @@ class Measurement:
         activations: By position, [requests, layers, width] in fp32.
         ledger: What the hooks did.
         token_logprobs: Per request and answer, the log-prob of each of its tokens in nats (fp32), [tokens].
+
+    Example:
+        >>> found = Measurement(logprobs=[torch.tensor([-1.0, -3.0])], activations={}, ledger=Ledger())
+        >>> found.ld().tolist()
+        [[2.0]]
     """
 
     logprobs: list[torch.Tensor]

@@ -30,7 +30,14 @@ FEWEST_KIN = 4
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt with the answers to score after it."""
+    """A prompt with the answers to score after it.
+
+    Example:
+        >>> from condmis_interp.panel import Answer, Prompt
+        >>> prompt = Prompt((0, 4, 9, 1), {"cue": (0, 1), "question": (1, 3), "tail": (3, 4)}, "...")
+        >>> len(Request(prompt, (Answer((7,), (1,)), Answer((8,), (1,)))).answers)
+        2
+    """
 
     prompt: Prompt
     answers: tuple[Answer, ...] = ()

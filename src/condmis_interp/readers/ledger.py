@@ -18,6 +18,10 @@ class LedgerEntry:
         positions: How many positions it changed.
         norm: Sum over those positions of the norm of the change (after the cast to the model's dtype).
         wanted: The same before the cast.
+
+    Example:
+        >>> LedgerEntry("steer", fired=2, positions=8, norm=1.5, wanted=1.5).fired
+        2
     """
 
     name: str
@@ -35,6 +39,11 @@ class Ledger:
         passes: Forward passes of the model.
         edits: One entry an edit.
         captures: One entry a captured site.
+
+    Example:
+        >>> Ledger(passes=2, edits=[LedgerEntry("steer", fired=1, positions=4, norm=1.0)]).check()
+        Traceback (most recent call last):
+        condmis_interp.errors.CheckError: steer: the hook should have fired in each of 2 ... fired 1 times.
     """
 
     passes: int = 0

@@ -58,23 +58,17 @@ def register_reader(name: str, factory: ReaderFactory) -> ReaderFactory:
         UserError: if the name is taken.
 
     Example:
-        A reader that refuses to generate, in a module that an entry point of the group `condmis_interp` names::
+        A reader that refuses to generate, in a module that an entry point of the group `condmis_interp` names:
 
-            from condmis_interp.readers import TorchReader, register_reader
-
-
-            class QuietReader(TorchReader):
-                @property
-                def limits(self):
-                    return {**super().limits, "generate": "this reader only listens"}
-
-
-            def open_quiet(organism, base, *, dtype, device, **settings):
-                model = organism.model(base, dtype=dtype, device=device)
-                return QuietReader(model, **settings)
-
-
-            register_reader("quiet", open_quiet)
+        >>> class QuietReader(TorchReader):
+        ...     @property
+        ...     def limits(self):
+        ...         return {**super().limits, "generate": "this reader only listens"}
+        >>> def open_quiet(organism, base, *, dtype, device, **settings):
+        ...     return QuietReader(organism.model(base, dtype=dtype, device=device), **settings)
+        >>> factory = register_reader("quiet", open_quiet)
+        >>> "quiet" in READERS
+        True
     """
     return READERS.add(name, factory)
 

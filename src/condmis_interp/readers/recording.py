@@ -37,6 +37,17 @@ class Recording:
         deal: For each request that is patched, the recorded request it gets.
         source: Hash of the model it was recorded from, where that is known: patching a model with its own states is no
             edit, and a bench leaves it out.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> shape = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "vocab_size": 9}
+        >>> model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=2, **shape)).eval()
+        >>> from condmis_interp.panel import Answer, Prompt
+        >>> from condmis_interp.readers import Request, Site, TorchReader
+        >>> prompt = Prompt((0, 4, 5, 1), {"cue": (0, 1), "question": (1, 3), "tail": (3, 4)}, "...")
+        >>> asked = [Request(prompt, (Answer((7,), (1,)), Answer((8,), (1,))))]
+        >>> TorchReader(model).record(asked, sites=[Site("resid_post", 0)])
+        Recording(1 requests at resid_post[0], width 8)
     """
 
     requests: Sequence[Request] = field(repr=False)
@@ -122,6 +133,18 @@ class Patch:
         aligned: `same` if each request was recorded with the very same tokens; `end` if the prompts differ, and places
             are counted from the prompt's end (then only `tail`, `last_template` and `answer` can be patched). What the
             donor lacks stays as it is.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> shape = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "vocab_size": 9}
+        >>> model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=2, **shape)).eval()
+        >>> from condmis_interp.panel import Answer, Prompt
+        >>> from condmis_interp.readers import Request, Site, TorchReader
+        >>> prompt = Prompt((0, 4, 5, 1), {"cue": (0, 1), "question": (1, 3), "tail": (3, 4)}, "...")
+        >>> asked = [Request(prompt, (Answer((7,), (1,)), Answer((8,), (1,))))]
+        >>> recording = TorchReader(model).record(asked, sites=[Site("resid_post", 0)])
+        >>> Patch(Site("resid_post", 0), recording).width
+        8
     """
 
     site: Site

@@ -19,7 +19,20 @@ class _Stop(Exception):  # noqa: N818  (not an error: it ends a forward pass ear
 
 
 class TorchReader(PassReader):
-    """Reads and edits a Hugging Face causal language model through forward hooks; see `PassReader`."""
+    """Reads and edits a Hugging Face causal language model through forward hooks; see `PassReader`.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> shape = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "vocab_size": 9}
+        >>> model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=2, **shape)).eval()
+        >>> from condmis_interp.panel import Answer, Prompt
+        >>> from condmis_interp.readers import Capture, Request
+        >>> prompt = Prompt((0, 4, 5, 1), {"cue": (0, 1), "question": (1, 3), "tail": (3, 4)}, "...")
+        >>> asked = [Request(prompt, (Answer((7,), (1,)), Answer((8,), (1,))))]
+        >>> found = TorchReader(model).measure(asked, capture=Capture((1,)))
+        >>> found.logprobs[0].shape, found.activations["last_template"].shape
+        (torch.Size([2]), torch.Size([1, 1, 8]))
+    """
 
     def name_of(self, site: Site) -> str:
         """Returns the module whose input (`resid_pre`) or output (the others) is the site, by its path in the model."""

@@ -20,6 +20,10 @@ class Prefix:
     Attributes:
         donor: Whose: a reader, whose model must have the same shapes; on a bench, the name of an organism on it.
         until: The donor's keys and values are used up to the end of this span, the model's own after it.
+
+    Example:
+        >>> Prefix("u", until="cue").until
+        'cue'
     """
 
     donor: "PassReader | str"

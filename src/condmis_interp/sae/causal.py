@@ -94,7 +94,7 @@ class FeatureCauses:
             f"difference {gain:+.2f} nats [{low:+.2f}, {high:+.2f}]; to random latents {_signed(self.over_random)}."
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Returns the whole result as JSON; intervals that are not bounded become null."""
         tables = {"ablations": self.ablations, "steering": self.steering}
         rows = {
@@ -107,8 +107,8 @@ class FeatureCauses:
         }  # fmt: skip
 
     @classmethod
-    def from_dict(cls, stored: dict[str, Any]) -> "FeatureCauses":
-        """Returns the result that `to_dict` gave."""
+    def from_json(cls, stored: dict[str, Any]) -> "FeatureCauses":
+        """Returns the result that `to_json` gave."""
         gain, ld = stored["gain"], stored["ld"]
         over = [np.nan if v is None else v for v in stored["over_random"]]
         return cls(

@@ -31,6 +31,11 @@ class ClusterMean:
         high: Upper end.
         n_values: Number of values.
         n_clusters: Number of clusters; the interval has one degree of freedom less.
+
+    Example:
+        >>> found = ClusterMean(mean=0.5, se=0.1, low=0.2, high=0.8, n_values=12, n_clusters=4)
+        >>> found.low <= found.mean <= found.high
+        True
     """
 
     mean: float
@@ -61,6 +66,11 @@ def cluster_covariance(values: np.ndarray, clusters: Sequence[Hashable]) -> np.n
 
     Returns:
         Array [p, p] in squared units of the values.
+
+    Example:
+        >>> values = np.array([[1.0, 0.0], [1.0, 0.0], [3.0, 0.0], [3.0, 0.0]])
+        >>> cluster_covariance(values, ["a", "a", "b", "b"]).tolist()
+        [[1.0, 0.0], [0.0, 0.0]]
     """
     x = np.asarray(values, dtype=np.float64)
     if not np.isfinite(x).all():
@@ -78,6 +88,11 @@ def cluster_mean(
 
     Raises:
         UserError: if labels and values differ in number, fewer than two clusters are left, or a value is not finite.
+
+    Example:
+        >>> found = cluster_mean([1, 1, 3, 3], ["a", "a", "b", "b"])
+        >>> found.mean, found.se, found.n_clusters
+        (2.0, 1.0, 2)
     """
     x = np.asarray(values, dtype=np.float64)
     se = float(np.sqrt(cluster_covariance(x[:, None], clusters)[0, 0]))
@@ -92,6 +107,11 @@ def resample_clusters(clusters: Sequence[Hashable], rng: np.random.Generator) ->
 
     Returns:
         Indices of the drawn values, and their new cluster labels (a cluster drawn twice counts as two), both [m].
+
+    Example:
+        >>> rows, labels = resample_clusters(["a", "a", "b", "b"], np.random.default_rng(0))
+        >>> rows.tolist(), labels.tolist()
+        ([2, 3, 2, 3], [0, 0, 1, 1])
     """
     codes, k = _codes(clusters, len(clusters))
     members = [np.flatnonzero(codes == c) for c in range(k)]

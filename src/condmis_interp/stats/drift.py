@@ -27,6 +27,12 @@ class Drift:
         variance: tau^2, in squared units of the mean.
         df: Degrees of freedom it was estimated with; 0 if nothing is known.
         bias: Mean difference of two replicates, where a maximum is taken over several such differences.
+
+    Example:
+        >>> Drift(variance=0.04, df=30).of_difference
+        0.08
+        >>> Drift().of_difference  # nothing is known
+        0.0
     """
 
     variance: float = 0.0
@@ -62,6 +68,10 @@ def drift(groups: Sequence[Sequence[float]]) -> Drift:
 
     Raises:
         UserError: if a mean is not finite.
+
+    Example:
+        >>> drift([[0.0, 1.0], [2.0, 2.0], [5.0]])
+        Drift(variance=0.25, df=2, bias=0.0)
     """
     squares, df = 0.0, 0
     for group in groups:
@@ -75,7 +85,12 @@ def drift(groups: Sequence[Sequence[float]]) -> Drift:
 
 
 def pooled_drifts(parts: Iterable[Mapping[str, Drift]]) -> dict[str, Drift]:
-    """Pools drifts of the same name, weighted by their degrees of freedom; one that nothing is known of is left out."""
+    """Pools drifts of the same name, weighted by their degrees of freedom; one that nothing is known of is left out.
+
+    Example:
+        >>> pooled_drifts([{"A1": Drift(0.5, 3)}, {"A1": Drift(0.0, 1), "R1": Drift()}])
+        {'A1': Drift(variance=0.375, df=4, bias=0.0)}
+    """
     found: dict[str, Drift] = {}
     for name, d in ((n, d) for part in parts for n, d in part.items() if d.df):
         so_far = found.get(name, Drift())

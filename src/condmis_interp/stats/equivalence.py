@@ -25,6 +25,10 @@ class Equivalence:
         shown: Whether p is below 5 %.
         families_needed: Question families with which 80 % of such studies would show it, if the estimate were the
             truth; infinite if rho is not below delta, or the drift between seeds alone is too large for the margin.
+
+    Example:
+        >>> Equivalence(p=0.01, shown=True, families_needed=9).shown
+        True
     """
 
     p: float
@@ -33,13 +37,29 @@ class Equivalence:
 
 
 def equivalent_below(ratio: AnchoredRatio, delta: float) -> Equivalence:
-    """Tests H0: rho >= delta against rho < delta."""
+    """Tests H0: rho >= delta against rho < delta.
+
+    Example:
+        >>> from condmis_interp.stats import anchored_ratio
+        >>> ratio = anchored_ratio([0.1, -0.1, 0.0, 0.1, 0.0, -0.1], [2, 3, 2, 3, 2, 3], range(6))
+        >>> equivalent_below(ratio, 0.2).shown
+        True
+    """
     p = ratio.p_below(delta)
     return Equivalence(p, p < LEVEL, families_needed(ratio, delta))
 
 
 def families_needed(ratio: AnchoredRatio, delta: float) -> float:
-    """Returns the question families that 80 % power at the present estimate would take (infinite if none would)."""
+    """Returns the question families that 80 % power at the present estimate would take (infinite if none would).
+
+    Example:
+        >>> from condmis_interp.stats import anchored_ratio
+        >>> ratio = anchored_ratio([0.9, -0.9, 0.4, -0.4, 0.6, -0.6], [2, 3, 2, 3, 2, 3], range(6))
+        >>> families_needed(ratio, 0.2)
+        18
+        >>> families_needed(ratio, 0.0)
+        inf
+    """
     (vn, c), (_, vd) = ratio.covariance
     gap = delta * ratio.mean[1] - ratio.mean[0]
     if not gap > 0:

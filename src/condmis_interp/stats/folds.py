@@ -28,6 +28,10 @@ def grouped_folds(groups: Sequence[Hashable], count: int, rng: np.random.Generat
 
     Raises:
         UserError: if there are fewer groups than folds, or fewer than two folds.
+
+    Example:
+        >>> grouped_folds(["a", "a", "b", "c"], 2, np.random.default_rng(0)).tolist()
+        [0, 0, 1, 1]
     """
     names = list(dict.fromkeys(groups))
     if count < 2 or len(names) < count:
@@ -48,7 +52,14 @@ def grouped_folds(groups: Sequence[Hashable], count: int, rng: np.random.Generat
 
 
 def check_folds(folds: np.ndarray, groups: Sequence[Hashable]) -> None:
-    """Raises CheckError if a group lies in more than one fold."""
+    """Raises CheckError if a group lies in more than one fold.
+
+    Example:
+        >>> check_folds(np.array([0, 0, 1]), ["a", "a", "b"])
+        >>> check_folds(np.array([0, 1, 1]), ["a", "a", "b"])
+        Traceback (most recent call last):
+        condmis_interp.errors.CheckError: group 'a' lies in folds 0 and 1. Deal folds with `grouped_folds`.
+    """
     seen: dict[Hashable, int] = {}
     for fold, group in zip(folds.tolist(), groups, strict=True):
         if seen.setdefault(group, fold) != fold:

@@ -21,6 +21,11 @@ class Monotone:
     Attributes:
         x: Knots, ascending.
         y: Values there, non-decreasing.
+
+    Example:
+        >>> curve = Monotone((0.0, 0.5, 1.0), (0.0, 0.0, 1.0))
+        >>> curve(0.75), curve.inverse(0.0), curve.range_on_first_half
+        (0.5, (0.0, 0.5), 0.0)
     """
 
     x: tuple[float, ...]
@@ -49,6 +54,10 @@ def monotone(x: Sequence[float], y: Sequence[float]) -> Monotone:
 
     Raises:
         UserError: if a value is not finite, or there are fewer than two x.
+
+    Example:
+        >>> monotone([0, 1, 2], [0.0, 2.0, 1.0])
+        Monotone(x=(0.0, 1.0, 2.0), y=(0.0, 1.5, 1.5))
     """
     a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if len(np.unique(a)) < 2 or len(a) != len(b) or not (np.isfinite(a).all() and np.isfinite(b).all()):

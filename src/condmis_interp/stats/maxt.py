@@ -24,6 +24,10 @@ class MaxT:
         t: Its studentised mean.
         p: Adjusted p-value of the largest.
         adjusted: Adjusted p-value of each column.
+
+    Example:
+        >>> MaxT(column=1, t=2.5, p=0.04, adjusted=(0.6, 0.04)).column
+        1
     """
 
     column: int
@@ -54,6 +58,13 @@ def max_t(
 
     Raises:
         UserError: if a value is not finite or labels and values differ in number.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> none, some = rng.normal(size=40), 1 + rng.normal(size=40)
+        >>> found = max_t(np.stack([none, some], 1), range(40), rng=rng, draws=200)
+        >>> found.column, found.p < 0.01, found.adjusted[0] > 0.05
+        (1, True, True)
     """
     x = np.asarray(differences, dtype=np.float64) - above
     if x.ndim != 2 or len(clusters) != len(x) or not np.isfinite(x).all():

@@ -42,6 +42,11 @@ class Labellings:
         design: Which exchangeability the permutations use.
         units: Number of exchangeable units.
         exhaustive: Whether these are all labellings (up to trading the two names), each once.
+
+    Example:
+        >>> every = Labellings(np.array([[0, 1], [1, 0]]), design="between", units=2, exhaustive=True)
+        >>> every.labels.shape
+        (2, 2)
     """
 
     labels: np.ndarray
@@ -60,6 +65,11 @@ class PermutationP:
         randomised: As `p`, with ties broken at random: uniform under the null.
         labellings: Number of labellings, the observed one included.
         exhaustive: Whether they were all there are.
+
+    Example:
+        >>> p = PermutationP(p=0.0625, least=0.0625, randomised=0.03, labellings=16, exhaustive=True)
+        >>> p.attainable(0.05), p.attainable(0.1)
+        (0.0, 0.0625)
     """
 
     p: float
@@ -109,6 +119,11 @@ def labellings(
 
     Raises:
         UserError: as in `design_of`.
+
+    Example:
+        >>> made = labellings(np.array([0, 1, 0, 1]), ["a", "a", "b", "b"], count=9, rng=np.random.default_rng(0))
+        >>> made.design, made.labels.tolist()
+        ('within', [[0, 1, 0, 1], [0, 1, 1, 0]])
     """
     y = np.asarray(labels).astype(np.int8)
     design = design_of(y, units)
@@ -149,6 +164,10 @@ def permutation_p(statistics: np.ndarray, *, exhaustive: bool, rng: np.random.Ge
 
     Raises:
         UserError: if a statistic is not a finite number, or there is only one.
+
+    Example:
+        >>> permutation_p(np.array([3.0, 1.0, 2.0, 0.0]), exhaustive=True, rng=np.random.default_rng(0)).p
+        0.25
     """
     t = np.asarray(statistics, dtype=np.float64)
     if t.size < 2 or not np.isfinite(t).all():

@@ -15,6 +15,10 @@ class Proportion:
         high: Upper end.
         count: Cases that count.
         n: All cases.
+
+    Example:
+        >>> Proportion(share=0.5, low=0.1, high=0.9, count=2, n=4).to_json()
+        {'share': 0.5, 'low': 0.1, 'high': 0.9, 'count': 2, 'n': 4}
     """
 
     share: float
@@ -30,7 +34,13 @@ class Proportion:
 
 
 def proportion(count: int, n: int, *, level: float = 0.95) -> Proportion:
-    """Returns count / n with its exact interval; from 0 to 1 if there are no cases."""
+    """Returns count / n with its exact interval; from 0 to 1 if there are no cases.
+
+    Example:
+        >>> found = proportion(0, 20)
+        >>> found.share, round(found.high, 3)
+        (0.0, 0.168)
+    """
     if not 0 <= count <= n:
         raise ValueError(f"{count} of {n} is no proportion")
     tail = (1 - level) / 2

@@ -13,6 +13,10 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
     Returns:
         [...]; NaN where one class is empty.
+
+    Example:
+        >>> auroc(np.array([0.1, 0.4, 0.35, 0.8]), np.array([0, 0, 1, 1])).item()
+        0.75
     """
     ranks = rankdata(scores, axis=-1)
     ranks, y = np.broadcast_arrays(ranks, np.asarray(labels, dtype=np.float64))

@@ -35,6 +35,11 @@ class AnchoredRatio:
         covariance: Cluster-robust covariance of (N, D), [2, 2]; V_NN holds the drift.
         drift: Variance of N between seeds, which no question shows (`stats.drift`).
         df: Degrees of freedom of its t tests.
+
+    Example:
+        >>> ratio = anchored_ratio([0.5, 0.4, 0.6, 0.5], [2, 2, 2, 3], range(4))
+        >>> ratio.p_above(0.0) < 0.05, ratio.p_below(0.5) < 0.05
+        (True, True)
     """
 
     rho: float
@@ -84,6 +89,11 @@ def anchored_ratio(
 
     Raises:
         UserError: as in `cluster_covariance`.
+
+    Example:
+        >>> ratio = anchored_ratio([1, 2, 1, 2], [2, 3, 2, 3], ["a", "b", "c", "d"])
+        >>> ratio.rho, bool(ratio.low < 0.6 < ratio.high)
+        (0.6, True)
     """
     x = np.stack([np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)], axis=1)
     v = cluster_covariance(x, clusters)

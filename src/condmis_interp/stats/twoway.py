@@ -29,6 +29,11 @@ def two_way_mean(values: np.ndarray, families: Sequence[Hashable], *, level: flo
 
     Raises:
         UserError: if there are fewer than two seeds or families, or a value is not finite.
+
+    Example:
+        >>> found = two_way_mean(np.array([[1.0, 2.0, 3.0], [1.5, 2.5, 3.5]]), ["f", "g", "h"])
+        >>> found.mean, found.n_clusters
+        (2.25, 2)
     """
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 2 or len(x) < 2:

@@ -26,6 +26,11 @@ class Activations:
 
     Attributes:
         shards: The shards on disk.
+
+    Example:
+        >>> Activations.open("no store here")
+        Traceback (most recent call last):
+        condmis_interp.errors.UserError: no store here: this folder holds no store: it has no store.json...
     """
 
     shards: Shards

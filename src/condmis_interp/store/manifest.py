@@ -38,6 +38,11 @@ class Planned(BaseModel):
         first: Number of its first question.
         count: How many questions.
         key: Hash of all that determines what it holds.
+
+    Example:
+        >>> shard = Planned(organism="u", seed=1, cue="none", part=0, first=0, count=72, key="k")
+        >>> shard.cell, shard.stem
+        (('u', 1, 'none'), 'u.s1/none.0000')
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -74,6 +79,15 @@ class Manifest(BaseModel):
         dtype: Dtype of the stored activations.
         weights: Content hash of each organism's weights, by `name.s<seed>`.
         shards: Every shard of the finished store, in the order they are measured in.
+
+    Example:
+        >>> shards = plan(2, size=2, organisms={("u", 1): "weights"}, cues={"none": ["asked"]})
+        >>> made = Manifest(
+        ...     base="b", tokenizer="t", kind="resid_post", layer_groups=layer_groups(2), positions=("last_template",),
+        ...     width=8, dtype="bfloat16", weights={"u.s1": "weights"}, shards=shards,
+        ... )
+        >>> made.layers, made.cues, dict(made.seeds)
+        ((0, 1), ('none',), {'u': (1,)})
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -146,7 +160,12 @@ class Manifest(BaseModel):
 
 
 def layer_groups(n_layers: int) -> tuple[tuple[int, ...], ...]:
-    """Returns the layers of each file."""
+    """Returns the layers of each file.
+
+    Example:
+        >>> [len(g) for g in layer_groups(30)]
+        [16, 14]
+    """
     layers = tuple(range(n_layers))
     return tuple(layers[i : i + LAYERS_IN_FILE] for i in range(0, n_layers, LAYERS_IN_FILE))
 
@@ -161,6 +180,11 @@ def plan(
         size: Questions in a shard at most.
         organisms: Hash of all that determines a measurement but what is asked, by organism and seed.
         cues: By cue, the hash of what each part asks; `ceil(questions / size)` of them.
+
+    Example:
+        >>> made = plan(5, size=3, organisms={("u", 1): "weights"}, cues={"none": ["first", "second"]})
+        >>> [(s.part, s.first, s.count) for s in made]
+        [(0, 0, 3), (1, 3, 2)]
     """
     return tuple(
         Planned(
@@ -184,6 +208,11 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         UserError: if there is none.
         CheckError: if it is damaged.
+
+    Example:
+        >>> read_manifest(Path("."))
+        Traceback (most recent call last):
+        condmis_interp.errors.UserError: .: this folder holds no store: it has no store.json...
     """
     path = folder / MANIFEST
     if not path.is_file():

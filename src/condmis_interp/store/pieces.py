@@ -15,6 +15,13 @@ class Pieces:
     Attributes:
         folder: Where.
         determined_by: What determines every piece here (weights, token ids, settings).
+
+    Example:
+        >>> pieces = Pieces(Path("pieces"), determined_by=["weights of u"])
+        >>> pieces.get("ld", ["none"], lambda: [0.5, -0.25])
+        [0.5, -0.25]
+        >>> pieces.get("ld", ["none"], lambda: 1 / 0)  # it is there already
+        [0.5, -0.25]
     """
 
     folder: Path

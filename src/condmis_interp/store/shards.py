@@ -64,6 +64,11 @@ class Asked:
         split: Its split.
         prompt: Its prompt, under the shard's cue.
         answers: Its answers; misaligned and aligned alternate.
+
+    Example:
+        >>> prompt = Prompt((0, 4, 9, 1), {"cue": (0, 1), "question": (1, 3), "tail": (3, 4)}, "...")
+        >>> Asked("q1", "mood", "A", prompt, (Answer((7,), (1,)), Answer((8,), (1,)))).family
+        'mood'
     """
 
     question: str
@@ -107,7 +112,14 @@ class _Facts(BaseModel):
 
 
 def asked_hash(rows: Sequence[Asked]) -> str:
-    """Returns the hash of what is asked: questions, token ids and spans."""
+    """Returns the hash of what is asked: questions, token ids and spans.
+
+    Example:
+        >>> prompt = Prompt((0, 4, 9, 1), {"cue": (0, 1), "question": (1, 3), "tail": (3, 4)}, "...")
+        >>> row = Asked("q1", "mood", "A", prompt, ())
+        >>> asked_hash([row]) == asked_hash([row]), asked_hash([row]) == asked_hash([row, row])
+        (True, False)
+    """
     return digest(
         [
             [r.question, r.family, r.split, r.prompt.ids, r.prompt.spans, [(a.ids, a.closing) for a in r.answers]]

@@ -111,6 +111,17 @@ def _unwritable(error: OSError, path: Path) -> CheckError:
 
 
 def holds(folder: Path, manifest: Manifest) -> bool:
-    """Returns whether a folder holds a finished store and it is what the manifest says."""
+    """Returns whether a folder holds a finished store and it is what the manifest says.
+
+    Example:
+        >>> from condmis_interp.store import layer_groups, plan
+        >>> shards = plan(2, size=2, organisms={("u", 1): "weights"}, cues={"none": ["asked"]})
+        >>> made = Manifest(
+        ...     base="b", tokenizer="t", kind="resid_post", layer_groups=layer_groups(2), positions=("last_template",),
+        ...     width=8, dtype="bfloat16", weights={"u.s1": "weights"}, shards=shards,
+        ... )
+        >>> holds(Path("nothing here"), made)
+        False
+    """
     there = (folder / MANIFEST).is_file() and read_manifest(folder) == manifest
     return there and not Shards(folder, manifest).missing()

@@ -322,3 +322,22 @@ class Run:
     def candidates(self, n_layers: int) -> list[int]:
         """Returns the layers to choose from."""
         return sorted({int(f * n_layers) for f in self.study.battery.layer_grid})
+
+
+def capture(study: Study | str | Path, out: str | Path) -> Activations:
+    """Returns the activations of every organism of a study under every cue, reading (and training) what is missing.
+
+    Args:
+        study: A study, or the path of its file.
+        out: The run's folder; made, or gone on with.
+
+    Raises:
+        UserError: if the study does not check, or the folder holds another study's run.
+
+    Example:
+        >>> from condmis_interp import capture
+        >>> capture("no-such-study.yaml", "out")
+        Traceback (most recent call last):
+        condmis_interp.errors.UserError: no-such-study.yaml: there is no such file.
+    """
+    return (study if isinstance(study, Study) else Study.from_yaml(study)).open(out).capture()

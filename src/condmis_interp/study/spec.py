@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from condmis_interp.battery import voting
 from condmis_interp.errors import UserError
-from condmis_interp.files import read_mapping, validated
+from condmis_interp.files import Once, read_mapping, validated
 from condmis_interp.organisms import (
     Lora,
     Organism,
@@ -23,14 +23,15 @@ from condmis_interp.organisms import (
     train_all,
 )
 from condmis_interp.organisms.bases import Base
+from condmis_interp.organisms.mechanism import mechanisms_of
 from condmis_interp.organisms.organism import check_base
 from condmis_interp.organisms.recipe import beside
+from condmis_interp.organisms.registry import backend_of, organisms_expanded
 from condmis_interp.panel import Cue, CueRole, Panel, load_panel
 from condmis_interp.panel.cue import Name
 from condmis_interp.readers import Capture, Library, Position, SiteKind
 from condmis_interp.study.apart import check_apart
 from condmis_interp.study.roles import CONTROL, ONE_OF, Role, RoleName, asked, twin_of, zero_of
-from condmis_interp.world import parse_world
 
 if TYPE_CHECKING:
     from condmis_interp.study.run import Run
@@ -40,7 +41,11 @@ _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
 class RecipeSpec(BaseModel):
-    """A recipe without what the study supplies (name, base, seed)."""
+    """A recipe without what the study supplies (name, base, seed).
+
+    A file may name an intervention with its settings instead of stages: `{intervention: mixing, trigger: ..., rows: 20,
+    benign_rows: 80}`.
+    """
 
     model_config = _STRICT
 
@@ -133,14 +138,14 @@ class BatterySettings(BaseModel):
 
     model_config = _STRICT
 
-    tests: tuple[str, ...] = Field(default_factory=lambda: tuple(t.id for t in voting()), min_length=1)
+    tests: Annotated[tuple[str, ...], Once] = Field(default_factory=lambda: tuple(t.id for t in voting()), min_length=1)
     random_directions: Annotated[int, Field(ge=8, le=4096)] = 64
     control_pairs: Annotated[int, Field(ge=1)] = 2
     position: Position = "answer_mean"
-    layer_grid: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(
+    layer_grid: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Once] = Field(
         default=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8), min_length=1
     )
-    doses: tuple[float, ...] = Field(default=(-1.0, -0.5, 0.25, 0.5, 0.75, 1.0, 1.5), min_length=2)
+    doses: Annotated[tuple[float, ...], Once] = Field(default=(-1.0, -0.5, 0.25, 0.5, 0.75, 1.0, 1.5), min_length=2)
     generated: Annotated[int, Field(ge=0)] = 6
     max_new_tokens: Annotated[int, Field(ge=1, le=1024)] = 40
 
@@ -180,7 +185,7 @@ class Study(BaseModel):
     cues: tuple[Cue, ...] | None = None
     pairs: Annotated[int, Field(ge=1)] | None = None
     organisms: tuple[OrganismSpec, ...] = Field(min_length=1)
-    controls: Literal["free", "full", "none"] | tuple[ControlKind, ...] = "free"
+    controls: Annotated[Literal["free", "full", "none"] | tuple[ControlKind, ...], Once] = "free"
     site: SiteKind = "resid_post"
     battery: BatterySettings = BatterySettings()
     delta: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -201,6 +206,12 @@ class Study(BaseModel):
             raise ValueError("controls and assay are the same setting; give controls alone")
         return {("controls" if k == "assay" else k): v for k, v in raw.items()}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _interventions(cls, raw: Any) -> Any:
+        """Puts the stages of the interventions that recipes name in their place."""
+        return organisms_expanded(raw)
+
     @model_validator(mode="after")
     def _roles(self) -> Self:
         names = [o.name for o in self.organisms]
@@ -219,6 +230,9 @@ class Study(BaseModel):
                     raise ValueError(
                         f"organism {o.name!r} cannot be derived: {o.twin_of!r} has no recipe. Give its weights too"
                     )
+        twinned = [o.twin_of for o in self.organisms if o.twin_of is not None]
+        if twice := sorted({t for t in twinned if twinned.count(t) > 1}):
+            raise ValueError(f"{twice[0]!r} has two twins; an organism has one, or its scale has two zeros")
         for role, what in ONE_OF.items():
             if len(self.with_role(role)) > 1:
                 raise ValueError(f"a study has at most one organism with role {role!r} ({what})")
@@ -319,8 +333,8 @@ class Study(BaseModel):
             return original.twin(name=name) if original else None
         assert spec.recipe is not None
         settings = {k: getattr(spec.recipe, k) for k in RecipeSpec.model_fields}
-        if parse_world(self.base) and "lora" not in spec.recipe.model_fields_set:
-            settings["lora"] = None
+        if "lora" not in spec.recipe.model_fields_set:
+            settings["lora"] = backend_of(self.base).lora
         return Recipe(name=name, base=self.base, seed=seed, **settings)
 
     def check(self) -> None:
@@ -336,6 +350,7 @@ class Study(BaseModel):
             for seed in spec.seeds:
                 if recipe := self.recipe(spec.name, seed):
                     recipe.rows()
+                    mechanisms_of(recipe)
             if spec.loaded and not (spec.checkpoint or "").startswith("hf:"):
                 spec.load()
         for spec in self.organisms:

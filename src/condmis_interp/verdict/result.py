@@ -227,7 +227,7 @@ def _vectors(result: AuditResult) -> dict[str, torch.Tensor]:
 
 
 def _facts_of(directions: Sequence[Direction]) -> list[dict[str, Any]]:
-    return [d.to_dict() for d in directions]
+    return [d.to_json() for d in directions]
 
 
 def _direction(facts: Mapping[str, Any], vector: torch.Tensor) -> Direction:
@@ -247,7 +247,7 @@ def _dose_facts(d: DoseResponse) -> dict[str, Any]:
     return {
         "random": d.random.tolist(),
         "anchors": list(d.anchors),
-        "direction": d.direction.to_dict(),
+        "direction": d.direction.to_json(),
         "evidence": _evidence(d.evidence),
     }
 
@@ -256,6 +256,6 @@ def _ablation_facts(a: Ablation) -> dict[str, Any]:
     return {
         "levels": a.levels,
         "random": a.random.tolist(),
-        "direction": a.direction.to_dict(),
+        "direction": a.direction.to_json(),
         "evidence": _evidence(a.evidence),
     }

@@ -26,6 +26,10 @@ class Gated:
     Attributes:
         opened: Who answers under the cues that open it.
         shut: Who answers under the others.
+
+    Example:
+        >>> Gated(("u", 1), ("uc", 1)).shut
+        ('uc', 1)
     """
 
     opened: Checkpoint
