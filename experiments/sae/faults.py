@@ -12,11 +12,7 @@ from safetensors.torch import load_file, save_file
 from condmis_interp.errors import CondmisError
 from condmis_interp.files import read_json, write_json
 from condmis_interp.readers import Site
-from condmis_interp.sae import (
-    check_dictionary,
-    hook_of,
-    load_dictionary,
-)
+from condmis_interp.sae import check_dictionary, load_dictionary
 
 
 def planted_faults(
@@ -26,14 +22,14 @@ def planted_faults(
     near = min(elsewhere, key=lambda s: abs(s.layer - plan.site.layer))
 
     def lying(config: dict[str, Any]) -> None:
-        config["metadata"]["hook_name"] = hook_of(near)
+        config["metadata"]["hook_name"] = near.lens_name
 
     def relu(config: dict[str, Any]) -> None:
         config["architecture"] = "standard"
 
     def bare_relu(config: dict[str, Any]) -> None:
         config["architecture"] = "standard"
-        config["metadata"] = {"hook_name": hook_of(plan.site), "sae_lens_version": "6.0.0"}
+        config["metadata"] = {"hook_name": plan.site.lens_name, "sae_lens_version": "6.0.0"}
 
     everywhere = elsewhere | {plan.site: hidden}
     faults: dict[str, tuple[Callable[[dict[str, Any]], None], bool, Site, bool]] = {

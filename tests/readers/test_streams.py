@@ -34,9 +34,7 @@ def test_streams_are_hidden_states_and_finish_as_the_model_does(readers, library
     for site in sites:
         for run in streams.above(IDS, site, read[site]):
             for i, out in zip(run.rows, run.out, strict=True):
-                torch.testing.assert_close(
-                    out[: len(IDS[i])], truth(model, IDS[i])[-1][0], atol=1e-3, rtol=1e-3, msg=lambda m: f"{site}: {m}"
-                )
+                torch.testing.assert_close(out[: len(IDS[i])], truth(model, IDS[i])[-1][0], atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("library", ["torch", "transformer-lens"])
@@ -50,7 +48,7 @@ def test_gradients_are_those_of_finite_differences(readers, library, kind):
 
     def total(hidden) -> float:
         (run,) = streams.above(IDS, site, hidden)
-        return sum(float((run.out[r, len(IDS[i]) - 1].double() @ weight.double())) for r, i in enumerate(run.rows))
+        return sum(float(run.out[r, len(IDS[i]) - 1].double() @ weight.double()) for r, i in enumerate(run.rows))
 
     (run,) = streams.above(IDS, site, read, grad=True)
     score = torch.stack([run.out[r, len(IDS[i]) - 1] @ weight for r, i in enumerate(run.rows)]).sum()

@@ -34,9 +34,13 @@ def dictionary(trained: Path) -> Dictionary:
     return load_dictionary(trained, site=SITE, width=32)
 
 
+BESIDE = shutil.ignore_patterns("golden.safetensors", "manifest.json")
+"""What we keep beside an SAE and others do not."""
+
+
 def edited(source: Path, target: Path, change: Callable[[dict], None]) -> Path:
     """A copy of an SAE's folder with another configuration."""
-    shutil.copytree(source, target)
+    shutil.copytree(source, target, ignore=BESIDE)
     config = json.loads((target / "cfg.json").read_text())
     change(config)
     (target / "cfg.json").write_text(json.dumps(config))
@@ -45,7 +49,7 @@ def edited(source: Path, target: Path, change: Callable[[dict], None]) -> Path:
 
 def reweighted(source: Path, target: Path, change: Callable[[dict], None]) -> Path:
     """A copy of an SAE's folder with other weights."""
-    shutil.copytree(source, target)
+    shutil.copytree(source, target, ignore=BESIDE)
     weights = load_file(target / "sae_weights.safetensors")
     change(weights)
     save_file({n: w.contiguous() for n, w in weights.items()}, target / "sae_weights.safetensors")

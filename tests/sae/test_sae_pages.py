@@ -7,7 +7,7 @@ import pytest
 import torch
 from sae_fixtures import SITE, random_texts, trained_folder
 
-from condmis_interp.readers import TorchReader
+from condmis_interp.readers import Site, TorchReader
 from condmis_interp.sae import (
     Dictionary,
     TokenReader,
@@ -89,3 +89,31 @@ def test_the_logit_effect_of_a_tokens_own_unembedding_is_that_token() -> None:
     effects = logit_effect(reader, rows.detach().float())
     assert effects.argmax(1).tolist() == [5, 77]
     torch.testing.assert_close(effects.mean(1), torch.zeros(2), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
+def test_the_final_norms_gain_is_what_the_norm_does(architecture: str) -> None:
+    """A Gemma norm's weight is its gain minus 1; GPT-2's norm also has a bias."""
+    from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig
+
+    shape = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    more = {"intermediate_size": 16, "head_dim": 8, "num_key_value_heads": 2}
+    config = {
+        "llama": lambda: LlamaConfig(**shape, intermediate_size=16),
+        "gpt2": lambda: GPT2Config(**shape),
+        "gemma2": lambda: Gemma2Config(**shape, **more),
+    }[architecture]()
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    norm = model.base_model.ln_f if architecture == "gpt2" else model.base_model.norm
+    generator = torch.Generator().manual_seed(0)
+    for p in norm.parameters():
+        p.copy_(torch.rand(p.shape, generator=generator))
+    h = torch.randn(16, generator=generator)
+    h -= h.mean()
+    h /= h.square().mean().sqrt()
+    unit = torch.eye(16)
+    effects = logit_effect(TokenReader(TorchReader(model), Site("resid_post", 0)), unit)
+    # by hand: the gain is how far the norm moves h, and the head is linear
+    gain = (norm(h) - norm(-h)) / 2 / h
+    expected = (unit * gain) @ model.get_output_embeddings().weight.T
+    torch.testing.assert_close(effects, expected - expected.mean(1, keepdim=True), atol=1e-4, rtol=1e-4)

@@ -152,8 +152,8 @@ def test_differences_need_the_same_tokens(tmp_path: Path) -> None:
     texts = random_texts(6)
     read = {
         (seed, n): read_tokens(
-            TokenReader(TorchReader(tiny_model(seed)), SITE), texts[:n], name=f"m{seed}.{n}", weights=str(seed), site=SITE,
-            folder=tmp_path, dtype=torch.float32,
+            TokenReader(TorchReader(tiny_model(seed)), SITE), texts[:n], name=f"m{seed}.{n}", weights=str(seed),
+            site=SITE, folder=tmp_path, dtype=torch.float32,
         )
         for seed, n in ((0, 6), (1, 6), (1, 5))
     }  # fmt: skip
@@ -172,9 +172,10 @@ def test_differences_need_the_same_tokens(tmp_path: Path) -> None:
 
 def test_a_difference_sae_says_so(tmp_path: Path) -> None:
     texts = random_texts(60)
+    readers = [TokenReader(TorchReader(tiny_model(s)), SITE) for s in (0, 1)]
     parts = [
-        read_tokens(TokenReader(TorchReader(tiny_model(s)), SITE), texts, name=f"m{s}", weights=str(s), site=SITE, folder=tmp_path)
-        for s in (0, 1)
+        read_tokens(reader, texts, name=f"m{s}", weights=str(s), site=SITE, folder=tmp_path)
+        for s, reader in enumerate(readers)
     ]
     settings = replace(SMALL, tokens=2000)
     train_dictionary(parts[0].minus(parts[1]), tmp_path / "d", settings=settings, model_name="tiny")

@@ -18,13 +18,15 @@ from condmis_interp.sae.diff import (
     latent_attribution,
 )
 from condmis_interp.sae.fidelity import Fidelity, fidelity, measure_fidelity
-from condmis_interp.sae.load import load_dictionary, load_pretrained, site_of_hook
+from condmis_interp.sae.golden import write_golden
+from condmis_interp.sae.load import load_dictionary, load_pretrained
 from condmis_interp.sae.pages import FeaturePage, FeaturePages, cell_table, feature_pages, logit_effect
 from condmis_interp.sae.reading import Reading, codes, question_means, read_cells
+from condmis_interp.sae.said import site_of_hook
 from condmis_interp.sae.stream import TokenReader
 from condmis_interp.sae.texts import Text, panel_texts, row_texts
 from condmis_interp.sae.tokens import Tokens, pooled, read_tokens
-from condmis_interp.sae.train import SaeSettings, hook_of, train_dictionary
+from condmis_interp.sae.train import SaeSettings, train_dictionary
 
 __all__ = [
     "Crosscoder",
@@ -53,7 +55,6 @@ __all__ = [
     "feature_pages",
     "fidelity",
     "flip_test",
-    "hook_of",
     "l0",
     "latent_attribution",
     "latent_scaling",
@@ -70,4 +71,5 @@ __all__ = [
     "site_of_hook",
     "train_crosscoder",
     "train_dictionary",
+    "write_golden",
 ]

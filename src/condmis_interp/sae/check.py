@@ -4,12 +4,13 @@ Explained variance and L0 on activations of the model it will be read on, at its
 the usual mistakes are undone one by one, and the message names the one without which the SAE would pass.
 
 An SAE whose activation function was lost on the way gives itself away by its small latents: it was trained without
-them, so dropping them makes the reconstruction better, where those of a sound SAE make it better by being there.
+them, so dropping them makes the reconstruction better, where those of a sound SAE make it better by being there. A k
+that was raised shows in the same way; one that was lowered, in that twice as many latents explain more.
 """
 
-import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 
@@ -19,6 +20,8 @@ from condmis_interp.sae.dictionary import Dictionary, explained_variance, l0
 
 EXPLAINED = 0.5
 """Least explained variance by which an SAE counts as one for these activations."""
+_MORE = 0.03
+"""Least that a change must explain more, to count: beyond its own k a TopK SAE gains next to nothing."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class DictionaryCheck:
     Attributes:
         explained: Explained variance.
         by_half: Explained variance by the half of the active latents that are highest at each token.
+        by_double: Explained variance by twice k latents, for a TopK SAE; `None` for others.
         l0: Mean number of active latents a token.
         dead: Share of latents that never fired on these tokens.
         norm_ratio: Mean norm of the reconstruction over mean norm of the activations.
@@ -42,6 +46,11 @@ class DictionaryCheck:
     norm_ratio: float
     elsewhere: dict[str, float]
     tokens: int
+    by_double: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the numbers, for manifests."""
+        return asdict(self)
 
 
 def check_dictionary(
@@ -86,6 +95,9 @@ def check_dictionary(
 
 def _checked(dictionary: Dictionary, hidden: torch.Tensor, elsewhere: dict[str, float]) -> DictionaryCheck:
     f, reconstruction = dictionary.encode(hidden), dictionary.reconstruct(hidden)
+    double = None
+    if dictionary.architecture == "topk" and 2 * dictionary.sae.cfg.k <= dictionary.latents:
+        double = explained_variance(hidden, _changed(dictionary, k=2 * dictionary.sae.cfg.k).reconstruct(hidden))
     return DictionaryCheck(
         explained=explained_variance(hidden, reconstruction),
         by_half=explained_variance(hidden, dictionary.reconstruct(hidden, highest=max(1, round(l0(f) / 2)))),
@@ -94,6 +106,7 @@ def _checked(dictionary: Dictionary, hidden: torch.Tensor, elsewhere: dict[str, 
         norm_ratio=float(reconstruction.norm(dim=1).mean() / hidden.float().norm(dim=1).mean()),
         elsewhere=elsewhere,
         tokens=len(f),
+        by_double=double,
     )
 
 
@@ -106,7 +119,13 @@ def _fault(dictionary: Dictionary, check: DictionaryCheck, floor: float) -> tupl
         return (
             f"the highest half of the {check.l0:.0f} active latents explains more than all of them "
             f"({check.by_half:.3f} against {check.explained:.3f}): the rest were never meant to be active",
-            "A TopK or JumpReLU SAE loaded as ReLU looks like this; check 'architecture' in cfg.json.",
+            "A TopK or JumpReLU SAE loaded as ReLU, or with a higher k, looks like this; check cfg.json.",
+        )
+    if check.by_double is not None and check.by_double > check.explained + _MORE:
+        return (
+            f"twice its k = {dictionary.sae.cfg.k} latents explain more ({check.by_double:.3f} against "
+            f"{check.explained:.3f}): it was trained with a higher k",
+            "Put the k it was trained with into cfg.json.",
         )
     if check.l0 > dictionary.width / 2:
         return (
@@ -131,23 +150,36 @@ def _diagnosis(dictionary: Dictionary, hidden: torch.Tensor, floor: float) -> st
     """Returns what would mend the SAE: the usual mistake without which it would pass, if there is one."""
     factor = dictionary.width**0.5 / float(hidden.float().norm(dim=1).mean())
     trials = {
-        "apply_b_dec_to_input is set wrongly": (_flipped(dictionary), hidden),
+        "apply_b_dec_to_input is set wrongly": (
+            _changed(dictionary, apply_b_dec_to_input=not dictionary.sae.cfg.apply_b_dec_to_input),
+            hidden,
+        ),
         "its input must be scaled to a norm of sqrt(width): the factor was not folded in": (
             dictionary,
             hidden.float() * factor,
         ),
         "the factor of normalised inputs was folded in twice": (dictionary, hidden.float() / factor),
     }
+    if dictionary.sae.cfg.normalize_activations == "none":
+        for lost in ("layer_norm", "constant_norm_rescale"):
+            trials[f"normalize_activations was {lost!r}"] = (_changed(dictionary, normalize_activations=lost), hidden)
     checks = {what: _checked(d, h, {}) for what, (d, h) in trials.items()}
     mended = {what: c.explained for what, c in checks.items() if _fault(dictionary, c, floor) is None}
     if not mended:
         return None
-    best = max(mended, key=lambda what: mended[what])
-    return f"It seems that {best}: then it would explain {mended[best]:.3f}."
+    best = max(mended.values())
+    # mistakes of scale mend one another almost: those that cannot be told apart are all named
+    likely = [what for what, explained in mended.items() if explained > best - _MORE]
+    return f"It seems that {', or that '.join(likely)}: then it would explain {best:.3f}."
 
 
-def _flipped(dictionary: Dictionary) -> Dictionary:
-    sae = copy.copy(dictionary.sae)
-    sae.cfg = copy.copy(sae.cfg)
-    sae.cfg.apply_b_dec_to_input = not sae.cfg.apply_b_dec_to_input
-    return replace(dictionary, sae=sae)
+def _changed(dictionary: Dictionary, **settings: Any) -> Dictionary:
+    """Returns the SAE as if its configuration said something else; its weights are shared."""
+    sae = dictionary.sae
+    config = replace(sae.cfg, **settings)
+    with torch.device("meta"):  # no weights of its own
+        other = type(sae)(replace(config, device="meta"))
+    other.load_state_dict(sae.state_dict(), assign=True)
+    other.cfg, other.device, other.dtype = config, sae.device, sae.dtype
+    other.requires_grad_(False)
+    return replace(dictionary, sae=other.eval())

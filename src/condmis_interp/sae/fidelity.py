@@ -33,8 +33,8 @@ class Fidelity:
     """How well an SAE reconstructs each organism under each cue.
 
     Attributes:
-        table: One row a cell: organism, cue, explained, recovered, l0, ld, ld_shift, drop (explained variance below
-            the base's in the same cell), passed, why.
+        table: One row a cell: organism, cue, explained, recovered, l0, ld, ld_shift, doubts (what the SAE's files leave
+            open), drop (explained variance below the base's in the same cell), passed, why.
         base: Name of the base model; `None` for a difference SAE, which reads no base.
         explained_floor: Least explained variance.
         recovered_floor: Least share of the divergence recovered.
@@ -91,10 +91,18 @@ class Fidelity:
         figure.add_vline(x=self.explained_floor, line={"dash": "dot", "color": "#444", "width": 1})
         return theme.styled(figure, x="share (1 = perfect)", y="", height=140 + 26 * self.table.organism.nunique())
 
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What the SAE's files leave open, as sentences."""
+        said = self.table.doubts if "doubts" in self.table else ()
+        return tuple(dict.fromkeys(str(d) for d in said if d))
+
     def __repr__(self) -> str:
         return (
             f"Fidelity({int(self.table.passed.sum())} of {len(self.table)} cells passed; explained variance "
-            f"{self.table.explained.min():.3f} to {self.table.explained.max():.3f})"
+            f"{self.table.explained.min():.3f} to {self.table.explained.max():.3f}"
+            + "".join(f"; in doubt: {d}" for d in self.doubts)
+            + ")"
         )
 
 
@@ -137,6 +145,7 @@ def measure_fidelity(
                 "l0": l0(dictionary.encode(read)),
                 "ld": float(np.mean(ld)),
                 "ld_shift": float(np.mean(reading.ld_from(reader.finish(reading.texts, with_it)) - ld)),
+                "doubts": "; ".join(dictionary.facts.get("doubts", ())),
             }
         )
     return rows

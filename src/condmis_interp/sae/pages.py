@@ -230,7 +230,7 @@ def _gain(model: Any) -> torch.Tensor:
     if not names:
         return torch.ones(int(model.config.hidden_size))
     parameter = next(model.parameters())
-    # mean 0 and root mean square 1, so that neither kind of norm changes it but for the gain (and a bias, which cancels)
+    # mean 0 and root mean square 1, so that neither kind of norm changes it but for the gain; a bias cancels
     probe = 1.0 - 2.0 * (torch.arange(int(model.config.hidden_size)) % 2)
     probe = probe.to(parameter.device, parameter.dtype)
     norm = getattr(model.base_model, names[0])

@@ -23,8 +23,8 @@ from condmis_interp.files import digest, read_json, whole_file, write_json
 from condmis_interp.organisms.home import appearing
 from condmis_interp.organisms.rng import own_rng
 from condmis_interp.progress import progress
-from condmis_interp.readers import Site
 from condmis_interp.sae.dictionary import Dictionary
+from condmis_interp.sae.golden import TOKENS, write_golden
 from condmis_interp.sae.load import load_dictionary
 from condmis_interp.sae.tokens import Tokens
 
@@ -112,6 +112,7 @@ def train_dictionary(
     trainer.set_final_sae_metadata()
     with appearing(folder) as made:
         sae.to("cpu").save_inference_model(made)
+        write_golden(made, load_dictionary(made), tokens.rows(torch.arange(TOKENS)))
         manifest = {"key": key, "settings": asdict(settings), "tokens": len(tokens), "trained_on": tokens.about}
         manifest |= {"dead": int(trainer.dead_neurons.sum()), "l0": sae.cfg.metadata.l0, "site": str(tokens.site)}
         write_json(made / "manifest.json", manifest)
@@ -135,7 +136,7 @@ def _trainer(tokens: Tokens, settings: SaeSettings, model_name: str, device: str
         "device": device,
         "normalize_activations": "expected_average_only_in",
         "metadata": SAEMetadata(
-            model_name=model_name, hook_name=hook_of(tokens.site), condmis_reads=tokens.reads, context_size=None
+            model_name=model_name, hook_name=tokens.site.lens_name, condmis_reads=tokens.reads, context_size=None
         ),
     }
     if settings.architecture == "batchtopk":
@@ -174,11 +175,6 @@ def _trainer(tokens: Tokens, settings: SaeSettings, model_name: str, device: str
     )
     trainer.activation_scaler.scaling_factor = tokens.factor
     return trainer
-
-
-def hook_of(site: Site) -> str:
-    """Returns TransformerLens' name of a site."""
-    return f"blocks.{site.layer}.hook_{site.kind}"
 
 
 def _run(trainer: Any, tokens: Tokens, settings: SaeSettings, state: Path) -> None:
