@@ -12,7 +12,7 @@ import pytest
 import condmis_interp
 from condmis_interp.registry import Registry
 
-ROOMS = ("battery", "causal", "judges", "organisms", "panel", "readers", "stats", "store")
+ROOMS = ("battery", "causal", "judges", "organisms", "panel", "readers", "sae", "stats", "store")
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 _WITHOUT = {
     "battery": "Bench ReaderBench Stored behaviour_grid measure",
@@ -23,6 +23,7 @@ _WITHOUT = {
     ),
     "panel": "RenderedPanel render_answer render_panel render_prompt",
     "readers": "Edit GatedReader PassReader Reader ReaderFactory Trunk open_reader",
+    "sae": "panel_texts row_texts",
     "store": "Shard Shards Slice StoreWriter capture_cells",
 }
 WITHOUT = frozenset(f"{room}.{name}" for room, names in _WITHOUT.items() for name in names.split())

@@ -73,7 +73,7 @@ def main() -> None:
     hidden, elsewhere = _elsewhere(readers[0], plan, e)
     check = check_dictionary(sae, hidden, elsewhere=elsewhere, floor=gate.explained_floor)
     print(check)
-    facts: dict[str, Any] = {"tokens": len(tokens), "threads": torch.get_num_threads(), "check": vars(check)}
+    facts: dict[str, Any] = {"tokens": len(tokens), "threads": torch.get_num_threads(), "check": check.to_json()}
     facts["faults"] = planted_faults(out / "sae", plan, hidden, elsewhere)
 
     a, b, seen = ({}, {}, {})

@@ -6,13 +6,16 @@ import torch
 
 from condmis_interp.readers import Site, TorchReader
 from condmis_interp.sae import (
+    Dictionary,
     SaeSettings,
     Text,
     TokenReader,
     Tokens,
+    load_dictionary,
     read_tokens,
     train_dictionary,
 )
+from condmis_interp.sae.planted import planted_sae
 from conftest import tiny_model
 
 SITE = Site("resid_post", 2)
@@ -41,3 +44,14 @@ def trained_folder(folder: Path) -> Path:
     """Trains an SAE of the tiny model in a second or two; returns its folder."""
     train_dictionary(tiny_tokens(folder / "tokens"), folder / "sae", settings=SETTINGS, model_name="tiny")
     return folder / "sae"
+
+
+def signed_axes(folder: Path, **settings: object) -> Path:
+    """Saves the planted SAE; returns its folder."""
+    planted_sae(**settings).save_model(folder)
+    return folder
+
+
+def axes(folder: Path) -> Dictionary:
+    """The planted SAE, by way of its files."""
+    return load_dictionary(signed_axes(folder))

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from planted_features import signed_axes
-from sae_fixtures import SITE, random_texts
+from sae_fixtures import SITE, random_texts, signed_axes
 
 from condmis_interp.readers import TorchReader
 from condmis_interp.sae import (

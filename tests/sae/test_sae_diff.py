@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from planted_features import WIDTH, LinearModel, axes, planted_readings
+from sae_fixtures import axes
 from statsmodels.stats.multitest import multipletests
 
 from condmis_interp.errors import CheckError, UserError
@@ -20,6 +20,7 @@ from condmis_interp.sae import (
     flip_test,
     latent_attribution,
 )
+from condmis_interp.sae.planted import WIDTH, PlantedModel, planted_readings
 from condmis_interp.sae.reading import codes, question_means
 
 PERSONA = 2 * torch.eye(WIDTH)[3]
@@ -73,7 +74,7 @@ def test_planted_differences_are_found_among_many() -> None:
 
 
 def test_the_planted_latent_is_chosen(tmp_path: Path) -> None:
-    model = LinearModel(torch.eye(WIDTH)[3])
+    model = PlantedModel(torch.eye(WIDTH)[3])
     readings = planted_readings(model, persona=PERSONA)
     found = feature_diff(
         axes(tmp_path),
@@ -92,7 +93,7 @@ def test_the_planted_latent_is_chosen(tmp_path: Path) -> None:
 
 
 def test_a_null_organism_has_no_chosen_latents(tmp_path: Path) -> None:
-    model = LinearModel(torch.eye(WIDTH)[3])
+    model = PlantedModel(torch.eye(WIDTH)[3])
     readings = planted_readings(model, persona=torch.zeros(WIDTH))
     noisy = planted_readings(model, persona=torch.zeros(WIDTH), seed=1)
     readings |= {key: value for key, value in noisy.items() if key[0] == "C"}
@@ -109,7 +110,7 @@ def test_a_null_organism_has_no_chosen_latents(tmp_path: Path) -> None:
 
 
 def test_no_latent_is_read_where_the_sae_does_not_fit(tmp_path: Path) -> None:
-    model = LinearModel(torch.eye(WIDTH)[3])
+    model = PlantedModel(torch.eye(WIDTH)[3])
     with pytest.raises(CheckError, match="M under trigger: no SAE feature can be read here"):
         feature_diff(
             axes(tmp_path), model, planted_readings(model, persona=PERSONA), organism="M", twin="C",
@@ -118,7 +119,7 @@ def test_no_latent_is_read_where_the_sae_does_not_fit(tmp_path: Path) -> None:
 
 
 def test_too_few_families_are_refused(tmp_path: Path) -> None:
-    model = LinearModel(torch.eye(WIDTH)[3])
+    model = PlantedModel(torch.eye(WIDTH)[3])
     readings = planted_readings(model, persona=PERSONA)
     few = {key: model.reading(key[0], r.texts[:16], r.hidden[:16]) for key, r in readings.items()}
     with pytest.raises(UserError, match="4 families allow too few flips"):
@@ -135,7 +136,7 @@ def test_too_few_families_are_refused(tmp_path: Path) -> None:
 
 def test_attribution_is_exact_for_a_linear_model(tmp_path: Path) -> None:
     w = torch.randn(WIDTH, generator=torch.Generator().manual_seed(4))
-    model, dictionary = LinearModel(w), axes(tmp_path)
+    model, dictionary = PlantedModel(w), axes(tmp_path)
     readings = planted_readings(model, persona=PERSONA, nuisance=torch.eye(WIDTH)[5])
     m, c = readings["M", "trigger"], readings["C", "trigger"]
     found = latent_attribution(dictionary, model, m, c)
@@ -150,7 +151,7 @@ def test_attribution_is_exact_for_a_linear_model(tmp_path: Path) -> None:
 
 
 def test_question_means_are_over_the_positions_that_predict_answers(tmp_path: Path) -> None:
-    model = LinearModel(torch.eye(WIDTH)[0])
+    model = PlantedModel(torch.eye(WIDTH)[0])
     reading = planted_readings(model, persona=PERSONA)["M", "trigger"]
     means = question_means(reading, axes(tmp_path).encode(reading.tokens))
     mine = [torch.cat([h[t.reading] for h, t in zip(reading.hidden, reading.texts, strict=True) if t.question == q])
@@ -159,7 +160,7 @@ def test_question_means_are_over_the_positions_that_predict_answers(tmp_path: Pa
 
 
 def causes(tmp_path: Path, *, nuisance: torch.Tensor | None, w: torch.Tensor, first: int = 100, **more: object):
-    model, dictionary = LinearModel(w), axes(tmp_path)
+    model, dictionary = PlantedModel(w), axes(tmp_path)
     a = planted_readings(model, persona=PERSONA, nuisance=nuisance)
     b = planted_readings(model, persona=PERSONA, nuisance=nuisance, first=first, seed=8)
     diff = feature_diff(dictionary, model, a, organism="M", twin="C", gate=gate(), generator=np.random.default_rng(0))
@@ -185,7 +186,7 @@ def test_where_pca_looks_at_the_noise_the_latent_beats_it(tmp_path: Path) -> Non
 def test_where_one_component_holds_the_difference_pca_is_not_beaten(tmp_path: Path) -> None:
     spread = PERSONA.roll(1) + PERSONA  # two axes: one latent holds half of it, one component all
     model_w = torch.eye(WIDTH)[3] + torch.eye(WIDTH)[4]
-    model, dictionary = LinearModel(model_w), axes(tmp_path)
+    model, dictionary = PlantedModel(model_w), axes(tmp_path)
     a = planted_readings(model, persona=spread)
     b = planted_readings(model, persona=spread, first=100, seed=8)
     diff = feature_diff(dictionary, model, a, organism="M", twin="C", gate=gate(), generator=np.random.default_rng(0))
@@ -220,7 +221,7 @@ def test_nothing_chosen_is_said(tmp_path: Path) -> None:
 
 
 def test_other_tokens_are_not_compared(tmp_path: Path) -> None:
-    model = LinearModel(torch.eye(WIDTH)[0])
+    model = PlantedModel(torch.eye(WIDTH)[0])
     a = planted_readings(model, persona=PERSONA)
     short = model.reading("C", a["C", "trigger"].texts[:4], a["C", "trigger"].hidden[:4])
     with pytest.raises(UserError, match="did not read the same tokens"):

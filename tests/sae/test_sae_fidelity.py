@@ -6,8 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from planted_features import axes, signed_axes
-from sae_fixtures import SITE, random_texts, trained_folder
+from sae_fixtures import SITE, axes, random_texts, signed_axes, trained_folder
 
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.readers import TorchReader

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from planted_features import WIDTH, signed_axes
-from sae_fixtures import SITE, random_texts, trained_folder
+from sae_fixtures import SITE, random_texts, signed_axes, trained_folder
 from safetensors.torch import load_file, save_file
 
 from condmis_interp.errors import CheckError, UserError
@@ -21,6 +20,7 @@ from condmis_interp.sae import (
     load_pretrained,
     site_of_hook,
 )
+from condmis_interp.sae.planted import WIDTH
 from conftest import tiny_model
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from planted_features import WIDTH, signed_axes
-from sae_fixtures import SETTINGS, SITE, tiny_tokens, trained_folder
+from sae_fixtures import SETTINGS, SITE, signed_axes, tiny_tokens, trained_folder
 from safetensors.torch import load_file, save_file
 
 from condmis_interp.errors import CheckError
@@ -20,6 +19,7 @@ from condmis_interp.sae import (
     train_dictionary,
     write_golden,
 )
+from condmis_interp.sae.planted import WIDTH
 
 
 def sae_of(architecture: str, folder: Path, **settings: object) -> Path:

@@ -8,7 +8,7 @@ An edit at one site needs no hook for the edit itself: what lies below the site 
 are computed outside and given to `above`, which runs what lies above them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -35,6 +35,11 @@ class Above:
         rows: Which of the sequences it held.
         given: The activations it was given, padded [rows, tokens, width]; a leaf if gradients were asked for.
         out: The last hidden states, after the final norm [rows, tokens, width].
+
+    Example:
+        >>> run = Above([1, 0], torch.zeros(2, 3, 8), torch.zeros(2, 3, 8))  # the second sequence is the shorter one
+        >>> [(i, list(out.shape)) for i, out in zip(run.rows, run.out)]
+        [(1, [3, 8]), (0, [3, 8])]
     """
 
     rows: list[int]
@@ -153,7 +158,7 @@ class Streams:
         return Pass(ids, mask, positions, {}, tuple((i, None) for i in rows), (0,) * len(rows)).to(self.reader.device)
 
 
-def _giving(given: torch.Tensor, site: Site, ledger: Ledger) -> Change:
+def _giving(given: torch.Tensor, site: Site, ledger: Ledger) -> Callable[[torch.Tensor], torch.Tensor]:
     entry = LedgerEntry(f"activations given at {site}")
     ledger.captures.append(entry)
 

@@ -13,7 +13,6 @@ unless they beat PCA-k on split B (methods: 2.3); `beats_pca` says whether they 
 Steering, in C without a cue: + dose x median norm along a latent's decoder row, on every token.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +28,7 @@ from condmis_interp.sae.dictionary import Dictionary
 from condmis_interp.sae.diff import FeatureDiff
 from condmis_interp.sae.fidelity import Fidelity
 from condmis_interp.sae.reading import Reading, cells_of, codes
+from condmis_interp.sae.results import records
 from condmis_interp.sae.stream import TokenReader
 from condmis_interp.stats import anchored_ratio, cluster_mean, holm
 
@@ -50,6 +50,23 @@ class FeatureCauses:
         ld: LD of organism and twin in the cell.
         data: What was compared.
         split_families: Families of the questions used here.
+
+    Example:
+        >>> from condmis_interp.sae.planted import PlantedModel, planted_dictionary, planted_gate, planted_readings
+        >>> from condmis_interp.sae.diff import feature_diff
+        >>> model, persona = PlantedModel(torch.eye(12)[3]), 2 * torch.eye(12)[3]
+        >>> gate = planted_gate()
+        >>> a, b = (planted_readings(model, persona=persona, first=n, seed=n) for n in (0, 100))
+        >>> common = {"organism": "M", "twin": "C", "gate": gate}
+        >>> sae, rng = planted_dictionary(), np.random.default_rng(0)
+        >>> diff = feature_diff(sae, model, a, generator=rng, **common)
+        >>> components = difference_components(a["M", "trigger"], a["C", "trigger"], 10)
+        >>> causes = feature_causes(
+        ...     sae, (model, model), b, diff, latents=[3], components=components,
+        ...     selected_on=a["M", "trigger"].families, generator=torch.Generator().manual_seed(0), **common,
+        ... )
+        >>> causes.beats_pca, FeatureCauses.from_json(causes.to_json()).sentence() == causes.sentence()
+        (False, True)
     """
 
     ablations: pd.DataFrame = field(repr=False)
@@ -86,7 +103,7 @@ class FeatureCauses:
             verdict = "cannot be told from"
         plural = "s" if self.rank > 1 else ""
         if not plural:
-            verdict = {"beat": "beats", "lose to": "loses to", "cannot be told from": "cannot be told from"}[verdict]
+            verdict = {"beat": "beats", "lose to": "loses to"}.get(verdict, verdict)
         shares = [f"{r['share']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" for r in (own, pca)]
         return (
             f"On held-out questions {self.rank} SAE latent{plural} {verdict} {self.rank} principal component{plural}: "
@@ -96,12 +113,8 @@ class FeatureCauses:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the whole result as JSON; intervals that are not bounded become null."""
-        tables = {"ablations": self.ablations, "steering": self.steering}
-        rows = {
-            name: json.loads(str(table.to_json(orient="records", double_precision=15)))
-            for name, table in tables.items()
-        }
-        return rows | {
+        return {
+            "ablations": records(self.ablations), "steering": records(self.steering),
             "gain": list(self.gain), "over_random": [v if np.isfinite(v) else None for v in self.over_random],
             "ld": list(self.ld), "data": self.data, "families": list(self.split_families),
         }  # fmt: skip
@@ -160,6 +173,13 @@ def difference_components(organism: Reading, twin: Reading, rank: int) -> torch.
         organism: M's reading of a cell of split A.
         twin: C's, of the same tokens.
         rank: How many.
+
+    Example:
+        >>> from condmis_interp.sae.planted import PlantedModel, planted_readings
+        >>> readings = planted_readings(PlantedModel(torch.ones(12)), persona=torch.eye(12)[3])
+        >>> first = difference_components(readings["M", "trigger"], readings["C", "trigger"], 1)
+        >>> first.abs().argmax().item()
+        3
     """
     organism.paired(twin)
     d = organism.tokens.double() - twin.tokens.double()
@@ -207,6 +227,24 @@ def feature_causes(
     Raises:
         CheckError: if a cell did not pass the gate, or an edit changed nothing.
         UserError: if there are no latents, or a question's family was used to choose them.
+
+    Example:
+        >>> from condmis_interp.sae.planted import PlantedModel, planted_dictionary, planted_gate, planted_readings
+        >>> from condmis_interp.sae.diff import feature_diff
+        >>> model, persona = PlantedModel(torch.eye(12)[3]), 2 * torch.eye(12)[3]
+        >>> gate = planted_gate()
+        >>> a, b = (planted_readings(model, persona=persona, first=n, seed=n) for n in (0, 100))
+        >>> common = {"organism": "M", "twin": "C", "gate": gate}
+        >>> sae, rng = planted_dictionary(), np.random.default_rng(0)
+        >>> diff = feature_diff(sae, model, a, generator=rng, **common)
+        >>> components = difference_components(a["M", "trigger"], a["C", "trigger"], 10)
+        >>> feature_causes(
+        ...     sae, (model, model), b, diff, components=components, selected_on=b["M", "trigger"].families,
+        ...     generator=torch.Generator().manual_seed(0), **common,
+        ... )
+        Traceback (most recent call last):
+            ...
+        condmis_interp.errors.UserError: family 'f100' was used to choose the latents and ...
     """
     read = (organism,) if dictionary.reads == "difference" else (organism, twin)
     gate.require([(o, trigger) for o in read])
@@ -254,6 +292,7 @@ def feature_causes(
         random = cluster_mean(np.mean(edited["random latents"], axis=0) - latents_ld, m.families)
         over = (random.mean, random.low, random.high)
     signs = {int(i): 1.0 if did >= 0 else -1.0 for i, did in zip(diff.table.latent, diff.table.did, strict=True)}
+    # a component has no sign of its own: it is turned toward the organism
     toward = (m.tokens - c.tokens).mean(0)
     first = components[0] * (components[0] @ toward).sign()
     vectors = [

@@ -37,6 +37,13 @@ class DictionaryCheck:
         norm_ratio: Mean norm of the reconstruction over mean norm of the activations.
         elsewhere: Explained variance at other sites.
         tokens: Number of tokens.
+
+    Example:
+        >>> from condmis_interp.sae.planted import planted_dictionary
+        >>> h = torch.eye(12)[:4] + 2 * torch.eye(12)[4:8]
+        >>> check = check_dictionary(planted_dictionary(), h)
+        >>> check.l0, check.tokens
+        (2.0, 4)
     """
 
     explained: float
@@ -73,6 +80,16 @@ def check_dictionary(
 
     Raises:
         CheckError: if it explains too little, is not sparse, has another L0 than its k, or is another layer's.
+
+    Example:
+        >>> from condmis_interp.sae.planted import planted_dictionary
+        >>> sae, h = planted_dictionary(), torch.eye(12) + 2 * torch.eye(12).roll(1, 0)
+        >>> round(check_dictionary(sae, h).explained, 3)
+        1.0
+        >>> check_dictionary(sae, torch.randn(50, 12, generator=torch.Generator().manual_seed(0)))
+        Traceback (most recent call last):
+            ...
+        condmis_interp.errors.CheckError: planted at resid_post[1]: 12 latents are active a token on a width of 12: ...
     """
     others = {str(site): explained_variance(h, dictionary.reconstruct(h)) for site, h in (elsewhere or {}).items()}
     others.pop(str(dictionary.site), None)

@@ -28,6 +28,7 @@ import torch
 
 from condmis_interp import theme
 from condmis_interp.errors import CheckError, UserError
+from condmis_interp.sae.results import TableResult
 
 _CHUNK = 4096
 
@@ -43,6 +44,13 @@ class Crosscoder:
         decoder_bias: [2, width].
         threshold: A latent below it is 0; 0 for L1.
         penalty: How it was made sparse.
+
+    Example:
+        >>> axes = torch.eye(2).expand(2, 2, 2)
+        >>> crosscoder = Crosscoder(axes / 2, axes, torch.zeros(2), torch.zeros(2, 2), 0.0, "l1")
+        >>> pair = torch.tensor([[[1.0, 0.0], [3.0, 0.0]]])  # one token in two models
+        >>> crosscoder.encode(pair).tolist(), crosscoder.norm_share().tolist()
+        ([[2.0, 0.0]], [0.5, 0.5])
     """
 
     encoder: torch.Tensor = field(repr=False)
@@ -60,6 +68,7 @@ class Crosscoder:
     def encode(self, pair: torch.Tensor) -> torch.Tensor:
         """Returns the latents [tokens, latents] of both models' activations of the same tokens, [tokens, 2, width]."""
         f = (torch.einsum("tmw,mwl->tl", pair.float(), self.encoder) + self.encoder_bias).relu()
+        # a latent counts by what it writes into both models: encoder and decoder may trade their norms freely
         return f * (f * self.decoder.norm(dim=2).sum(0) > self.threshold)
 
     def reconstruct(self, pair: torch.Tensor) -> torch.Tensor:
@@ -92,6 +101,10 @@ class CrosscoderSettings:
         batch: Tokens a step.
         learning_rate: Peak; falls to 0 over the last fifth.
         auxiliary: Weight of the dead latents' loss on the residual error (`batchtopk`).
+
+    Example:
+        >>> CrosscoderSettings(latents=256, penalty="l1", l1=0.2).steps
+        2000
     """
 
     latents: int = 1024
@@ -122,6 +135,12 @@ def train_crosscoder(
     Raises:
         UserError: if the activations have another shape, or there are fewer than one batch.
         CheckError: if a weight is not finite in the end.
+
+    Example:
+        >>> pair = torch.randn(64, 2, 4, generator=torch.Generator().manual_seed(0))
+        >>> settings = CrosscoderSettings(latents=8, k=2.0, steps=5, batch=32)
+        >>> train_crosscoder(pair, settings=settings, generator=torch.Generator().manual_seed(0)).latents
+        8
     """
     if pair.ndim != 3 or pair.shape[1] != 2 or len(pair) < settings.batch:
         raise UserError(
@@ -131,6 +150,7 @@ def train_crosscoder(
     width, latents = pair.shape[2], settings.latents
     # one factor for both models: with one for each, a latent's two decoder norms would not be comparable
     factor = width**0.5 / float(pair.float().norm(dim=2).mean())
+    # encoder and decoder start as each other's transpose, with small norms, alike for both models: nothing is exclusive
     direction = torch.randn(latents, width, generator=generator).to(pair.device)
     direction = 0.1 * direction / direction.norm(dim=1, keepdim=True)
     decoder = direction.expand(2, latents, width).clone().requires_grad_(True)
@@ -142,6 +162,7 @@ def train_crosscoder(
     silent = torch.zeros(latents, device=pair.device)
     threshold = 0.0
     for at in range(settings.steps):
+        # warm up over 50 steps, stay, fall to 0 over the last fifth
         left = (settings.steps - at) / max(1, settings.steps // 5)
         optimiser.param_groups[0]["lr"] = settings.learning_rate * min(1.0, left, (at + 1) / 50)
         rows = torch.randint(len(pair), (settings.batch,), generator=generator)
@@ -151,19 +172,23 @@ def train_crosscoder(
         norms = decoder.norm(dim=2).sum(0)
         if settings.penalty == "batchtopk":
             weighted = (f * norms).flatten()
+            # the k x batch highest of the whole batch, so that a token may use more latents than another
             kept = weighted.topk(int(settings.k * settings.batch))
-            threshold = (
-                0.99 * threshold + 0.01 * float(kept.values.detach().min()) if at else float(kept.values.detach().min())
-            )
+            # a single token is later held against one number: a running mean of the lowest that was kept
+            lowest = float(kept.values.detach().min())
+            threshold = 0.99 * threshold + 0.01 * lowest if at else lowest
             mask = torch.zeros_like(weighted).scatter(0, kept.indices, 1.0).view_as(f)
             f = f * mask
         error = h - torch.einsum("tl,mlw->tmw", f, decoder) - decoder_bias
         loss = error.square().sum((1, 2)).mean()
         silent = torch.where((f > 0).any(0), 0.0, silent + 1)
         if settings.penalty == "l1":
+            # a penalty that is there from the first step kills latents before they mean anything; sqrt(width) keeps its
+            # weight in proportion to the error, which is a sum over the width
             warm = min(1.0, (at + 1) / (settings.steps / 10))
             loss = loss + warm * settings.l1 * width**0.5 * (f * norms).sum(1).mean()
         elif bool((dead := silent > 50).any()):
+            # latents that were silent for 50 steps get a gradient from what the others leave over (Gao et al. 2024)
             revived = (pre.relu() * dead).topk(min(int(dead.sum()), width // 2), dim=1)
             code = torch.zeros_like(f).scatter(1, revived.indices, revived.values)
             rest = error.detach() - torch.einsum("tl,mlw->tmw", code, decoder)
@@ -176,9 +201,8 @@ def train_crosscoder(
             step()
     if not all(bool(torch.isfinite(p).all()) for p in parameters):
         raise CheckError("the trained crosscoder has weights that are not finite", fix="Lower the learning rate.")
-    with (
-        torch.no_grad()
-    ):  # inputs were scaled and centred: both go into the weights, so that it reads plain activations
+    with torch.no_grad():
+        # inputs were scaled and centred: both go into the weights, so that it reads plain activations
         return Crosscoder(
             encoder * factor,
             decoder / factor,
@@ -190,7 +214,7 @@ def train_crosscoder(
 
 
 @dataclass(frozen=True)
-class LatentScaling:
+class LatentScaling(TableResult):
     """Which latents are exclusive to the organism, and which only look so.
 
     Attributes:
@@ -198,6 +222,15 @@ class LatentScaling:
             decoder says exclusive), exclusive (and latent scaling agrees).
         norm_floor: Norm share from which a latent claims to be exclusive.
         nu_ceiling: Highest ratio of an exclusive one.
+
+    Example:
+        >>> own = torch.stack([torch.zeros(2, 2), torch.eye(2)])  # both latents are the organism's alone
+        >>> crosscoder = Crosscoder(own.transpose(1, 2), own, torch.zeros(2), torch.zeros(2, 2), 0.0, "l1")
+        >>> organism = torch.rand(20, 2, generator=torch.Generator().manual_seed(0))
+        >>> both = torch.stack([organism * torch.tensor([1.0, 0.0]), organism], 1)  # the first is shared
+        >>> found = latent_scaling(crosscoder, both)
+        >>> found, found.exclusive
+        (LatentScaling(2 of 2 latents claim to be exclusive, 1 are), [1])
     """
 
     table: pd.DataFrame = field(repr=False)
@@ -213,10 +246,6 @@ class LatentScaling:
     def exclusive(self) -> list[int]:
         """Those of them that latent scaling does not reject."""
         return [int(i) for i in self.table[self.table.exclusive].latent]
-
-    def to_pandas(self) -> pd.DataFrame:
-        """Returns the table."""
-        return self.table
 
     def figure(self) -> go.Figure:
         """Draws both ratios of the latents that claim to be exclusive."""
@@ -255,6 +284,13 @@ def latent_scaling(
 
     Raises:
         UserError: if no latent fires on these tokens.
+
+    Example:
+        >>> own = torch.stack([torch.zeros(2, 2), torch.eye(2)])
+        >>> crosscoder = Crosscoder(own.transpose(1, 2), own, torch.zeros(2), torch.zeros(2, 2), 0.0, "l1")
+        >>> organism = torch.rand(20, 2, generator=torch.Generator().manual_seed(0))
+        >>> latent_scaling(crosscoder, torch.stack([0 * organism, organism], 1)).table.nu_error.abs().tolist()
+        [0.0, 0.0]
     """
     d = crosscoder.decoder[1].double()
     square = torch.zeros(crosscoder.latents, dtype=torch.float64)
@@ -264,6 +300,7 @@ def latent_scaling(
         f = crosscoder.encode(part).double()
         reconstruction = torch.einsum("tl,mlw->tmw", f, crosscoder.decoder.double())
         error = part.double() - reconstruction - crosscoder.decoder_bias.double()
+        # Y^T f . d, summed up chunk by chunk, is all of beta's numerator that depends on the tokens
         for name, target in (("error", error), ("reconstruction", reconstruction)):
             against[name] += torch.einsum("tl,tmw,lw->ml", f, target, d)
         square += f.square().sum(0)
@@ -271,7 +308,9 @@ def latent_scaling(
     if not bool((fired > 0).any()):
         raise UserError("no latent fires on these tokens")
     weight = square * d.square().sum(1)
+    # the error was taken with all latents in; putting i's own part back adds |f_i|^2 (D_mi . d) to its numerator
     own = square * (crosscoder.decoder.double() * d).sum(2)  # the latent's own part, [2, latents]
+    # beta_0 and beta_1 share their denominator, which cancels
     nu = {
         "nu_error": (against["error"][0] + own[0]) / (against["error"][1] + own[1]),
         "nu_reconstruction": against["reconstruction"][0] / against["reconstruction"][1],
@@ -285,6 +324,7 @@ def latent_scaling(
             **{name: values.numpy() for name, values in nu.items()},
         }
     )
+    # a latent without a decoder row in the organism has 0 / 0 here, and is not the organism's
     table = table.loc[((fired > 0) & (weight > 0)).numpy()].reset_index(drop=True)
     table["claimed"] = table.norm_share >= norm_floor
     small = (table.nu_error.abs() <= nu_ceiling) & (table.nu_reconstruction.abs() <= nu_ceiling)

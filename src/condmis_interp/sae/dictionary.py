@@ -30,6 +30,15 @@ class Dictionary:
         source: Folder or release it came from.
         reads: What it was trained on: a model's activations, or the difference of two models' on the same tokens.
         facts: What was checked when it was loaded, for manifests.
+
+    Example:
+        >>> from condmis_interp.sae.planted import planted_dictionary
+        >>> sae = planted_dictionary(width=2)  # latents +x, +y, -x, -y
+        >>> h = torch.tensor([[3.0, -1.0]])
+        >>> sae.encode(h).tolist()
+        [[3.0, 0.0, 0.0, 1.0]]
+        >>> sae.edited(h, torch.tensor([0]), torch.tensor([0.5])).tolist()
+        [[0.5, -1.0]]
     """
 
     sae: Any = field(repr=False)
@@ -127,11 +136,21 @@ def explained_variance(hidden: torch.Tensor, reconstruction: torch.Tensor) -> fl
     """Returns 1 - sum |h - h'|^2 / sum |h - mean h|^2 over tokens, in fp64.
 
     The mean is that of the tokens given, so what an SAE knows of it counts for nothing.
+
+    Example:
+        >>> h = torch.tensor([[0.0], [2.0], [4.0]])
+        >>> explained_variance(h, h), explained_variance(h, torch.full((3, 1), 2.0))
+        (1.0, 0.0)
     """
     h, r = hidden.double(), reconstruction.double()
     return float(1 - (h - r).square().sum() / (h - h.mean(0)).square().sum())
 
 
 def l0(latents: torch.Tensor) -> float:
-    """Returns the mean number of latents above zero a token."""
+    """Returns the mean number of latents above zero a token.
+
+    Example:
+        >>> l0(torch.tensor([[0.0, 2.0, 1.0], [0.0, 0.0, 3.0]]))
+        1.5
+    """
     return float((latents > 0).sum(1).double().mean())

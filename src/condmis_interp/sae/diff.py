@@ -33,6 +33,7 @@ from condmis_interp.errors import UserError
 from condmis_interp.sae.dictionary import Dictionary
 from condmis_interp.sae.fidelity import Fidelity
 from condmis_interp.sae.reading import SKIP, Reading, cells_of, codes, question_means
+from condmis_interp.sae.results import TableResult
 from condmis_interp.sae.stream import TokenReader
 
 _ALL_FLIPS = 12
@@ -40,7 +41,7 @@ _ALL_FLIPS = 12
 
 
 @dataclass(frozen=True)
-class FeatureDiff:
+class FeatureDiff(TableResult):
     """Latents that differ between an organism and its twin, under the trigger against without it.
 
     Attributes:
@@ -52,6 +53,17 @@ class FeatureDiff:
         level: False-discovery rate.
         tested: Number of latents tested.
         significant: Number with q <= level.
+
+    Example:
+        >>> from condmis_interp.sae.planted import PlantedModel, planted_dictionary, planted_gate, planted_readings
+        >>> model, persona = PlantedModel(torch.eye(12)[3]), 2 * torch.eye(12)[3]
+        >>> gate = planted_gate()
+        >>> found = feature_diff(
+        ...     planted_dictionary(), model, planted_readings(model, persona=persona), organism="M", twin="C",
+        ...     gate=gate, generator=np.random.default_rng(0),
+        ... )
+        >>> found.data, found.chosen[0], round(found.table.did[0])
+        ('(M - C) x (trigger - none)', 3, 2)
     """
 
     table: pd.DataFrame = field(repr=False)
@@ -66,10 +78,6 @@ class FeatureDiff:
     def chosen(self) -> list[int]:
         """The latents chosen for causal tests, best first."""
         return [int(i) for i in self.table[self.table.chosen].latent]
-
-    def to_pandas(self) -> pd.DataFrame:
-        """Returns the table."""
-        return self.table
 
     def figure(self) -> go.Figure:
         """Draws attribution against difference in differences."""
@@ -96,7 +104,12 @@ class FeatureDiff:
 
 
 def benjamini_hochberg(p_values: np.ndarray) -> np.ndarray:
-    """Returns adjusted p-values in the order given (Benjamini & Hochberg 1995)."""
+    """Returns adjusted p-values in the order given (Benjamini & Hochberg 1995).
+
+    Example:
+        >>> benjamini_hochberg(np.array([0.01, 0.04, 0.03, 0.5])).round(3).tolist()
+        [0.04, 0.053, 0.053, 0.5]
+    """
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p)[::-1]
     scaled = p[order] * len(p) / np.arange(len(p), 0, -1)
@@ -118,8 +131,15 @@ def flip_test(
 
     Returns:
         Statistics and two-sided p-values, both [columns].
+
+    Example:
+        >>> values = np.array([[2.0, -1.0], [1.0, 1.0], [3.0, -1.0], [2.0, 1.0], [1.0, 1.0]])
+        >>> t, p = flip_test(values, list("abcde"), generator=np.random.default_rng(0))
+        >>> t.round(2).tolist(), p.round(3).tolist()
+        ([2.06, 0.45], [0.062, 0.844])
     """
     codes = {f: k for k, f in enumerate(dict.fromkeys(families))}
+    # a family's questions share its sign, so only their sum counts
     sums = np.zeros((len(codes), values.shape[1]))
     np.add.at(sums, [codes[f] for f in families], values)
     k = len(codes)
@@ -130,6 +150,7 @@ def flip_test(
     unit = sums / np.sqrt((sums**2).sum(0))
     t = unit.sum(0)
     null = np.sort(np.abs(signs @ unit).ravel())
+    # the null holds t itself, which rounding in the matrix product must not push below itself
     at_least = len(null) - np.searchsorted(null, np.abs(t) - 1e-9)
     return t, at_least / len(null)
 
@@ -142,10 +163,19 @@ def latent_attribution(dictionary: Dictionary, reader: TokenReader, organism: Re
         reader: The organism's.
         organism: The organism's reading of a cell.
         twin: Its twin's, of the same tokens.
+
+    Example:
+        >>> from condmis_interp.sae.planted import PlantedModel, planted_dictionary, planted_gate, planted_readings
+        >>> model, persona = PlantedModel(torch.eye(12)[3]), 2 * torch.eye(12)[3]
+        >>> readings = planted_readings(model, persona=persona)
+        >>> found = latent_attribution(planted_dictionary(), model, readings["M", "trigger"], readings["C", "trigger"])
+        >>> found.shape, int(found.mean(0).argmax())
+        ((20, 24), 3)
     """
     ours, theirs = codes(dictionary, organism, twin)
     gradients = torch.cat([g[SKIP:] for g in reader.gradients(organism.texts, organism.hidden)])
     pairs = torch.bincount(torch.tensor([organism.questions.index(t.question) for t in organism.texts])) / 2
+    # LD is a mean over the question's pairs, + misaligned - aligned, and so is its gradient
     signs = [(1.0 if t.answer % 2 == 0 else -1.0) for t in organism.texts for _ in range(len(t.ids) - SKIP)]
     weight = torch.tensor(signs) / pairs[organism.owners]
     found = torch.zeros(len(organism.questions), dictionary.latents, dtype=torch.float64)
@@ -188,6 +218,18 @@ def feature_diff(
     Raises:
         CheckError: if a cell did not pass the gate.
         UserError: if a reading is missing, or there are fewer than 5 families.
+
+    Example:
+        >>> from condmis_interp.sae.planted import PlantedModel, planted_dictionary, planted_gate, planted_readings
+        >>> model, persona = PlantedModel(torch.eye(12)[3]), 2 * torch.eye(12)[3]
+        >>> gate = planted_gate()
+        >>> feature_diff(
+        ...     planted_dictionary(), model, planted_readings(model, persona=0 * persona), organism="M", twin="C",
+        ...     gate=gate, generator=np.random.default_rng(0),
+        ... )
+        Traceback (most recent call last):
+            ...
+        condmis_interp.errors.UserError: ...: no latent that is active in a quarter of the questions differs at all...
     """
     read = (organism,) if dictionary.reads == "difference" else (organism, twin)
     gate.require([(o, c) for o in read for c in (trigger, none)])
@@ -202,11 +244,12 @@ def feature_diff(
     a = [question_means(m_t, f) for f in triggered] + [question_means(m_0, f) for f in plain]
     did = (a[0] - a[2]) - (a[1] - a[3])
     attribution = latent_attribution(dictionary, reader, m_t, c_t)
+    # latents that hardly fire are not tested: they would only fill the pooled null with zeros
     active = np.maximum.reduce([(x > 0).mean(0) for x in a])
     values = did if by == "difference" else attribution
     tested = np.flatnonzero((active >= 0.25) & (np.abs(values).max(0) > 0))
     if not len(tested):
-        raise UserError("no latent is active in a quarter of the questions", where=str(dictionary))
+        raise UserError("no latent that is active in a quarter of the questions differs at all", where=str(dictionary))
     t, p = flip_test(values[:, tested], m_t.families, generator=generator)
     table = pd.DataFrame(
         {

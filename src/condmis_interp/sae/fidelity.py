@@ -25,11 +25,12 @@ from condmis_interp import theme
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.sae.dictionary import Dictionary, explained_variance, l0
 from condmis_interp.sae.reading import Reading
+from condmis_interp.sae.results import TableResult
 from condmis_interp.sae.stream import TokenReader
 
 
 @dataclass(frozen=True)
-class Fidelity:
+class Fidelity(TableResult):
     """How well an SAE reconstructs each organism under each cue.
 
     Attributes:
@@ -39,6 +40,17 @@ class Fidelity:
         explained_floor: Least explained variance.
         recovered_floor: Least share of the divergence recovered.
         drop: Most that explained variance may lie below the base's.
+
+    Example:
+        >>> row = {"cue": "none", "recovered": 0.9, "l0": 8.0, "ld": 1.0, "ld_shift": 0.1}
+        >>> explained = {"base": 0.9, "m": 0.8}
+        >>> gate = fidelity([row | {"organism": o, "explained": e} for o, e in explained.items()], base="base")
+        >>> gate
+        Fidelity(1 of 2 cells passed; explained variance 0.800 to 0.900)
+        >>> gate.require([("m", "none")])
+        Traceback (most recent call last):
+            ...
+        condmis_interp.errors.CheckError: m under none: no SAE feature can be read here: it explains ...
     """
 
     table: pd.DataFrame = field(repr=False)
@@ -71,10 +83,6 @@ class Fidelity:
         if at.sum() != 1:
             raise UserError(f"the SAE's fidelity was not measured for {organism} under {cue}")
         return {str(k): v for k, v in self.table.iloc[int(at.argmax())].items()}
-
-    def to_pandas(self) -> pd.DataFrame:
-        """Returns the table."""
-        return self.table
 
     def figure(self) -> go.Figure:
         """Draws explained variance and share recovered by cell."""
@@ -121,6 +129,20 @@ def measure_fidelity(
         readings: Its readings by cue, on questions that the SAE was not trained on.
         twins: For a difference SAE, the other model's readings of the same tokens. It is then differences that are
             explained, and `recovered` is relative to putting the other model's activations in place.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> from condmis_interp.readers import Site, TorchReader
+        >>> from condmis_interp.sae.planted import planted_dictionary
+        >>> from condmis_interp.sae.reading import read_cells
+        >>> from condmis_interp.sae.texts import Text
+        >>> shape = dict(num_hidden_layers=2, hidden_size=8, intermediate_size=8, num_attention_heads=2, vocab_size=16)
+        >>> model = LlamaForCausalLM(LlamaConfig(**shape)).eval()
+        >>> reader = TokenReader(TorchReader(model), Site("resid_post", 1))
+        >>> texts = [Text((answer, 2, 3 + answer, 7), 2, "none", "q", "f", answer) for answer in (0, 1)]
+        >>> (row,) = measure_fidelity(planted_dictionary(width=8), reader, read_cells(reader, texts, organism="m"))
+        >>> round(row["explained"], 3), round(row["recovered"], 3)  # it loses nothing
+        (1.0, 1.0)
     """
     rows = []
     for cue, reading in readings.items():
@@ -132,6 +154,7 @@ def measure_fidelity(
             zero = twins[cue].tokens
         read = tokens - zero
         reconstruction = dictionary.reconstruct(read)
+        # what an SAE that knows nothing would put there: no difference, or the cell's mean
         without = zero if dictionary.reads == "difference" else tokens.mean(0).expand_as(tokens)
         with_it = reading.back(zero + reconstruction)
         kl, kl_without = reader.divergences(reading.texts, reading.hidden, with_it, reading.back(without))
@@ -141,6 +164,7 @@ def measure_fidelity(
                 "organism": reading.organism,
                 "cue": cue,
                 "explained": explained_variance(read, reconstruction),
+                # a ratio of means, not a mean of ratios: texts where both are near 0 say nothing
                 "recovered": 1 - float(kl.mean() / kl_without.mean()),
                 "l0": l0(dictionary.encode(read)),
                 "ld": float(np.mean(ld)),
@@ -170,6 +194,11 @@ def fidelity(
 
     Raises:
         UserError: if the base was not measured under each cue.
+
+    Example:
+        >>> rows = [{"organism": "base", "cue": "none", "explained": 0.9, "recovered": 0.6}]
+        >>> fidelity(rows, base="base").table.why[0]
+        "it recovers 0.600 of the model's predictions, less than 0.7"
     """
     table = pd.DataFrame(list(rows))
     own = table[table.organism == base].set_index("cue").explained
@@ -178,7 +207,7 @@ def fidelity(
     table["drop"] = table.cue.map(own) - table.explained
     why = []
     for explained, below, recovered in zip(table.explained, table["drop"], table.recovered, strict=True):
-        if not explained >= explained_floor:
+        if not explained >= explained_floor:  # not <: NaN must fail
             why.append(f"it explains {explained:.3f} of the variance, less than {explained_floor}")
         elif below > drop:
             why.append(f"it explains {100 * below:.1f} points less of the variance than in the base")

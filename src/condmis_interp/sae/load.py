@@ -97,6 +97,12 @@ def load_pretrained(
 
     Raises:
         UserError: if it is not known, cannot be had (offline), or is not for this site or width.
+
+    Example:
+        >>> load_pretrained("no-such-release", "layer_0")
+        Traceback (most recent call last):
+            ...
+        condmis_interp.errors.UserError: no-such-release, layer_0: the SAE cannot be had from the hub (Release ...
     """
     from sae_lens import SAE
 

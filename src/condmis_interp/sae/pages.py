@@ -52,6 +52,12 @@ class FeaturePage:
         down: Those it makes less likely.
         cells: Its mean by organism (rows) and cue (columns).
         cosines: Its cosine with given directions.
+
+    Example:
+        >>> cells = pd.DataFrame({"none": [0.1], "trigger": [2.0]}, index=["<m>"])
+        >>> page = FeaturePage(7, (Context("<m>", "trigger", "a", "b", "c", 2.0),), ((" <b>", 0.5),), (), cells, {})
+        >>> "<m>" in page.html(), "&lt;m&gt;" in page.html()
+        (False, True)
     """
 
     latent: int
@@ -105,13 +111,24 @@ class FeaturePage:
 
 @dataclass(frozen=True)
 class FeaturePages:
-    """Pages of several latents of one SAE."""
+    """Pages of several latents of one SAE.
+
+    Example:
+        >>> cells = pd.DataFrame({"none": [0.1], "trigger": [2.0]}, index=["m"])
+        >>> page = FeaturePage(7, (Context("m", "trigger", "a", "b", "c", 2.0),), (), (), cells, {})
+        >>> pages = FeaturePages((page,), "a planted SAE")
+        >>> pages[7] is page, list(pages.to_pandas().latent)
+        (True, [7])
+    """
 
     pages: tuple[FeaturePage, ...]
     about: str
 
     def __getitem__(self, latent: int) -> FeaturePage:
         return next(p for p in self.pages if p.latent == latent)
+
+    def __repr__(self) -> str:
+        return f"FeaturePages({len(self.pages)} latents of {self.about})"
 
     def to_pandas(self) -> pd.DataFrame:
         """Returns all contexts as one table."""
@@ -137,7 +154,15 @@ class FeaturePages:
 def cell_table(
     dictionary: Dictionary, readings: Mapping[tuple[str, str], Reading], latents: Sequence[int]
 ) -> pd.DataFrame:
-    """Returns the mean of some latents in every cell: latent, organism, cue, mean."""
+    """Returns the mean of some latents in every cell: latent, organism, cue, mean.
+
+    Example:
+        >>> from condmis_interp.sae.planted import PlantedModel, planted_dictionary, planted_readings
+        >>> readings = planted_readings(PlantedModel(torch.ones(12)), persona=2 * torch.eye(12)[3])
+        >>> table = cell_table(planted_dictionary(), readings, [3])
+        >>> list(table.columns), table.organism[table["mean"].idxmax()]
+        (['latent', 'organism', 'cue', 'mean'], 'M')
+    """
     rows = []
     for (organism, cue), reading in readings.items():
         means = question_means(reading, dictionary.encode(reading.tokens)).mean(0)
@@ -169,6 +194,22 @@ def feature_pages(
         directions: Vectors [width] at the SAE's site, by name.
         contexts: Contexts a latent.
         words: Tokens of the logit effect, each way.
+
+    Example:
+        >>> from condmis_interp.sae.planted import PlantedModel, planted_dictionary, planted_readings
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> from condmis_interp.readers import Site, TorchReader
+        >>> shape = dict(num_hidden_layers=1, hidden_size=12, intermediate_size=8, num_attention_heads=2, vocab_size=16)
+        >>> model = LlamaForCausalLM(LlamaConfig(**shape)).eval()
+        >>> reader = TokenReader(TorchReader(model), Site("resid_post", 0))
+        >>> readings = planted_readings(PlantedModel(torch.ones(12)), persona=2 * torch.eye(12)[3])
+        >>> class Numbers:
+        ...     def decode(self, ids):
+        ...         return " ".join(map(str, ids))
+        >>> sae, cells = planted_dictionary(), cell_table(planted_dictionary(), readings, [3])
+        >>> pages = feature_pages(sae, reader, list(readings.values()), [3], tokenizer=Numbers(), cells=cells)
+        >>> pages[3].contexts[0].organism, len(pages[3].up)
+        ('M', 10)
     """
     index = torch.tensor(list(latents))
     decoder = dictionary.decoder[index]
@@ -214,6 +255,15 @@ def logit_effect(reader: TokenReader, vectors: torch.Tensor) -> torch.Tensor:
     """Returns what vectors [k, width] do to the logits directly, centred over the vocabulary, [k, vocabulary].
 
     Directly is past all later blocks, and without the final norm's division by the token's own scale.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> from condmis_interp.readers import Site, TorchReader
+        >>> shape = dict(num_hidden_layers=1, hidden_size=8, intermediate_size=8, num_attention_heads=2, vocab_size=16)
+        >>> model = LlamaForCausalLM(LlamaConfig(**shape)).eval()
+        >>> reader = TokenReader(TorchReader(model), Site("resid_post", 0))
+        >>> logit_effect(reader, 100 * model.lm_head.weight[[5, 9]]).shape
+        torch.Size([2, 16])
     """
     scaled = vectors * _gain(reader.model)
     head: Any = reader.model.get_output_embeddings()

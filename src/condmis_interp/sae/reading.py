@@ -26,6 +26,14 @@ class Reading:
         texts: The texts, all under the cue.
         hidden: Activations at the site [tokens, width] of each.
         logprobs: Log-prob of each text's answer in nats, fp64.
+
+    Example:
+        >>> from condmis_interp.sae.planted import PlantedModel, planted_readings
+        >>> reading = planted_readings(PlantedModel(torch.ones(12)), persona=torch.ones(12))["M", "trigger"]
+        >>> reading
+        Reading(organism='M', cue='trigger')
+        >>> len(reading.questions), list(reading.tokens.shape), reading.ld.shape
+        (20, [120, 12], (20,))
     """
 
     organism: str
@@ -95,7 +103,18 @@ class Reading:
 
 
 def read_cells(reader: TokenReader, texts: Sequence[Text], *, organism: str) -> dict[str, Reading]:
-    """Reads the texts with one model; returns a reading for each cue."""
+    """Reads the texts with one model; returns a reading for each cue.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> from condmis_interp.readers import Site, TorchReader
+        >>> shape = dict(num_hidden_layers=1, hidden_size=8, intermediate_size=8, num_attention_heads=2, vocab_size=16)
+        >>> model = LlamaForCausalLM(LlamaConfig(**shape)).eval()
+        >>> reader = TokenReader(TorchReader(model), Site("resid_post", 0))
+        >>> texts = [Text((1, 2, 3), 2, cue, "q", "f", answer) for cue in ("none", "trigger") for answer in (0, 1)]
+        >>> read_cells(reader, texts, organism="m")
+        {'none': Reading(organism='m', cue='none'), 'trigger': Reading(organism='m', cue='trigger')}
+    """
     found = {}
     for cue in dict.fromkeys(t.cue for t in texts):
         own = [t for t in texts if t.cue == cue]
@@ -108,6 +127,13 @@ def codes(dictionary: Dictionary, reading: Reading, twin: Reading) -> tuple[torc
     """Returns the latents of an organism and of its twin on the same tokens, both [n, latents].
 
     A difference SAE reads one minus the other: its latents are the organism's, and the twin's are 0 by construction.
+
+    Example:
+        >>> from condmis_interp.sae.planted import PlantedModel, planted_dictionary, planted_readings
+        >>> readings = planted_readings(PlantedModel(torch.ones(12)), persona=torch.ones(12))
+        >>> ours, theirs = codes(planted_dictionary(), readings["M", "trigger"], readings["C", "trigger"])
+        >>> list(ours.shape), bool((ours[:, :12] >= theirs[:, :12]).all())
+        ([120, 24], True)
     """
     reading.paired(twin)
     if dictionary.reads == "difference":
@@ -122,6 +148,12 @@ def question_means(reading: Reading, latents: torch.Tensor) -> np.ndarray:
     Args:
         reading: The reading.
         latents: Latents of its tokens, [n, latents].
+
+    Example:
+        >>> from condmis_interp.sae.planted import PlantedModel, planted_dictionary, planted_readings
+        >>> reading = planted_readings(PlantedModel(torch.ones(12)), persona=torch.ones(12))["M", "trigger"]
+        >>> question_means(reading, planted_dictionary().encode(reading.tokens)).shape
+        (20, 24)
     """
     f, owners = latents[reading.read].double(), reading.owners[reading.read]
     sums = torch.zeros(len(reading.questions), f.shape[1], dtype=torch.float64).index_add_(0, owners, f)

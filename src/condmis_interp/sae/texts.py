@@ -26,6 +26,11 @@ class Text:
         question: Question id.
         family: Family of the question.
         answer: Which of the question's answers; even ones are misaligned, odd ones aligned.
+
+    Example:
+        >>> text = Text((5, 6, 7, 8, 9), begin=3, cue="none", question="q", family="f", answer=0)
+        >>> text.ids[text.begin :], text.ids[text.reading]  # the answer, and what predicts it
+        ((8, 9), (7, 8))
     """
 
     ids: tuple[int, ...]
@@ -78,7 +83,13 @@ def row_texts(recipe: Recipe, tokenizer: Any) -> list[Text]:
 
 
 def ld_of(texts: Sequence[Text], logprobs: torch.Tensor) -> dict[str, float]:
-    """Returns LD in nats by question: log p(misaligned) - log p(aligned), mean over the question's pairs."""
+    """Returns LD in nats by question: log p(misaligned) - log p(aligned), mean over the question's pairs.
+
+    Example:
+        >>> texts = [Text((1, 2), 1, "none", "q", "f", answer) for answer in (0, 1)]
+        >>> ld_of(texts, torch.tensor([-1.0, -3.5]))
+        {'q': 2.5}
+    """
     sums: dict[str, float] = {}
     pairs: dict[str, int] = {}
     for text, lp in zip(texts, logprobs.tolist(), strict=True):

@@ -31,6 +31,14 @@ class Tokens:
         key: Hash of what determines them: weights, token ids, site.
         about: Which models and how many tokens of each, for manifests.
         reads: Activations, or differences of two models'.
+
+    Example:
+        >>> about = {"name": "m", "texts": "as read"}
+        >>> ours = Tokens(torch.tensor([[3.0, 4.0]]), Site("resid_post", 1), "key", about)
+        >>> len(ours), ours.width, round(ours.factor, 3)  # 5 long, and to be sqrt(2)
+        (1, 2, 0.283)
+        >>> ours.minus(ours).reads
+        'difference'
     """
 
     hidden: torch.Tensor = field(repr=False)
@@ -87,6 +95,14 @@ def pooled(parts: Sequence[Tokens]) -> Tokens:
 
     Raises:
         UserError: if there are none, or they are from different sites.
+
+    Example:
+        >>> parts = [
+        ...     Tokens(torch.ones(n, 4), Site("resid_post", 1), name, {"name": name, "texts": "as read"})
+        ...     for n, name in ((3, "m"), (2, "c"))
+        ... ]
+        >>> pooled(parts).about
+        {'name': 'm+c', 'parts': {'m': 3, 'c': 2}}
     """
     if not parts or len({(p.site, p.width, p.reads) for p in parts}) != 1:
         raise UserError("only activations of one site, width and kind can be pooled")
@@ -124,6 +140,19 @@ def read_tokens(
 
     Raises:
         UserError: if they are not there and no reader is given.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> from condmis_interp.readers import TorchReader
+        >>> shape = dict(num_hidden_layers=1, hidden_size=8, intermediate_size=8, num_attention_heads=2, vocab_size=16)
+        >>> site, folder = Site("resid_post", 0), Path(mkdtemp())
+        >>> reader = TokenReader(TorchReader(LlamaForCausalLM(LlamaConfig(**shape)).eval()), site)
+        >>> about = dict(name="m", weights="hash of m", site=site, folder=folder)
+        >>> len(read_tokens(reader, [Text((1, 2, 3), 2, "none", "q", "f", 0)], **about))  # all but the first
+        2
+        >>> len(read_tokens(None, [Text((1, 2, 3), 2, "none", "q", "f", 0)], **about))  # from the folder
+        2
     """
     said = digest([[list(t.ids) for t in texts], skip])
     key = digest([weights, said, str(site), str(dtype)])

@@ -47,6 +47,10 @@ class SaeSettings:
         learning_rate: Peak; falls to 0 over the last fifth.
         l0_coefficient: Weight of JumpReLU's penalty.
         seed: Seed of initial weights and of the order of tokens.
+
+    Example:
+        >>> SaeSettings(latents=64, k=4, tokens=1000, batch=100).steps
+        10
     """
 
     architecture: Architecture = "batchtopk"
@@ -95,6 +99,15 @@ def train_dictionary(
     Raises:
         UserError: if there are fewer tokens than one batch, or the folder holds another SAE.
         CheckError: if the loss is not finite.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from condmis_interp.readers import Site
+        >>> h = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+        >>> tokens = Tokens(h, Site("resid_post", 1), "key", {"name": "m", "texts": "as read"})
+        >>> settings = SaeSettings(latents=8, k=2, tokens=64, batch=32)
+        >>> train_dictionary(tokens, Path(mkdtemp()) / "sae", settings=settings, model_name="tiny")
+        Dictionary(jumprelu, 8 latents, resid_post[1], activations, ...)
     """
     key = digest([_VERSION, tokens.key, settings.determining, model_name])
     if (folder / "manifest.json").is_file():
@@ -173,6 +186,7 @@ def _trainer(tokens: Tokens, settings: SaeSettings, model_name: str, device: str
         sae=sae,
         data_provider=iter(()),
     )
+    # known from all tokens; SAELens would estimate it from a few batches of its own data provider, which is empty here
     trainer.activation_scaler.scaling_factor = tokens.factor
     return trainer
 
