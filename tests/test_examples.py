@@ -12,11 +12,16 @@ import pytest
 import condmis_interp
 from condmis_interp.registry import Registry
 
-ROOMS = ("battery", "causal", "judges", "organisms", "panel", "readers", "sae", "stats", "store")
+ROOMS = ("battery", "causal", "directions", "judges", "organisms", "panel", "readers", "sae", "stats", "store")
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 _WITHOUT = {
     "battery": "Bench ReaderBench Stored behaviour_grid measure",
     "causal": "Ablation DoseResponse ablation choose_layer dose_response",
+    "directions": (
+        "DirectionProfile GapTable Planted SiteChoice choose_site covariance_matched difference_in_differences "
+        "difference_of_means gap_table mean_coordinates neutral_cost persona_vector profile random_differences "
+        "rows_of steering_score trigger_only"
+    ),
     "organisms": (
         "Backend Batch KL Mechanism answered_by base_in change_norm check_adapter check_checkpoint "
         "combination mechanism_of sampled_suite "

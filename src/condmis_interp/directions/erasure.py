@@ -46,9 +46,14 @@ def given_trigger(persona: np.ndarray, trigger: Sequence[Hashable]) -> np.ndarra
 
     Raises:
         CheckError: if the trigger explains the persona entirely, so that one cannot be erased and the other kept.
+
+    Example:
+        >>> given_trigger(np.array([1, 0, 1, 1, 1, 0]), ["none", "none", "none", "t", "t", "t"]).round(2).tolist()
+        [0.33, -0.67, 0.33, 0.33, 0.33, -0.67]
     """
     z = np.asarray(persona, dtype=np.float64)
     table = pd.DataFrame({"z": z, "trigger": list(trigger)})
+    # least squares on one indicator a cue is the mean under each cue
     rest = z - table.groupby("trigger").z.transform("mean").to_numpy()
     if float(np.abs(rest).max()) < 1e-9:
         raise CheckError(
@@ -59,7 +64,15 @@ def given_trigger(persona: np.ndarray, trigger: Sequence[Hashable]) -> np.ndarra
 
 
 def fit_eraser(x: torch.Tensor, persona: np.ndarray, trigger: Sequence[Hashable]) -> LeaceEraser:
-    """Returns the LEACE eraser of persona-given-trigger for rows x [n, width] (fp64)."""
+    """Returns the LEACE eraser of persona-given-trigger for rows x [n, width] (fp64).
+
+    Example:
+        >>> x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)).double()
+        >>> persona, trigger = np.tile([0, 1], 20), np.repeat(["none", "t"], 20)
+        >>> erased = fit_eraser(x, persona, trigger)(x)
+        >>> bool(((erased[1::2] - erased[::2]).mean(0).abs() < 1e-6).all())  # the class means are one
+        True
+    """
     z = torch.from_numpy(given_trigger(persona, trigger))[:, None]
     return LeaceEraser.fit(x.double(), z)
 
@@ -73,6 +86,15 @@ class Erasure:
             levels of the other label).
         eraser: Fitted on all rows, to apply elsewhere.
         changed: Median of |r(x) - x| / |x - mean|: how much of the rows was changed.
+
+    Example:
+        >>> from condmis_interp.directions.planted import planted_rows
+        >>> from condmis_interp.stats import grouped_folds
+        >>> rows = planted_rows(torch.tensor([4.0, 0.0, 0.0]), triggered=torch.tensor([0.0, 4.0, 0.0]))
+        >>> folds = grouped_folds(rows.families, 4, np.random.default_rng(0))
+        >>> erasure = erase(rows, folds, trigger=[cue for _, cue in rows.cells], layer=0, position="answer_mean")
+        >>> list(erasure.table.label), bool(0 < erasure.changed < 1)
+        (['persona', 'trigger'], True)
     """
 
     table: pd.DataFrame
@@ -107,10 +129,12 @@ def _read(x: torch.Tensor, labels: np.ndarray, x_held: torch.Tensor) -> tuple[np
     """Fits a logistic probe; returns held-out scores in class gaps and its w."""
     mean = x.mean(0)
     centred = x - mean
+    # one scale for all entries, as in gram.py, so that the strength means the same before and after erasing
     scale = float(centred.square().mean().sqrt())
     centred = centred / scale
     y = torch.from_numpy(labels).double()
     w = newton((centred @ centred.mT)[None], y[None], _STRENGTH).checked("refitted probe").dual[0] @ centred
+    # in class gaps of the training rows: scores of different folds then lie on one scale and can be pooled
     own = centred @ w
     high, low = float(own[y == 1].mean()), float(own[y == 0].mean())
     held = (x_held - mean) / scale @ w
@@ -137,6 +161,15 @@ def erase(rows: Rows, folds: np.ndarray, *, trigger: Sequence[Hashable], layer: 
     Raises:
         UserError: if there are not two cues among the rows.
         CheckError: if the trigger explains the persona, or a family lies in two folds.
+
+    Example:
+        >>> from condmis_interp.directions.planted import planted_rows
+        >>> from condmis_interp.stats import grouped_folds
+        >>> rows = planted_rows(torch.tensor([4.0, 0.0, 0.0]), triggered=torch.tensor([0.0, 4.0, 0.0]))
+        >>> folds = grouped_folds(rows.families, 4, np.random.default_rng(0))
+        >>> found = erase(rows, folds, trigger=[cue for _, cue in rows.cells], layer=0, position="answer_mean").table
+        >>> bool(found.before.min() > 0.9), bool(found.after[0] < 0.7), bool(found.after[1] > 0.9)
+        (True, True, True)
     """
     check_folds(folds, rows.families)
     names = sorted({str(t) for t in trigger})
@@ -147,6 +180,7 @@ def erase(rows: Rows, folds: np.ndarray, *, trigger: Sequence[Hashable], layer: 
     labels = {"persona": rows.labels, "trigger": is_second}
     scores = {(name, when): np.empty(rows.n) for name in labels for when in ("before", "after")}
     for k in range(int(folds.max()) + 1):
+        # the eraser sees training rows alone: fitted on all, it would also erase what held-out rows have by chance
         train, held = torch.from_numpy(folds != k), torch.from_numpy(folds == k)
         kept = folds != k
         eraser = fit_eraser(x[train], rows.labels[kept], [t for t, inside in zip(trigger, kept, strict=True) if inside])
@@ -171,6 +205,11 @@ class RankNeeded:
     Attributes:
         table: One row for each rank: rank (directions projected out), auroc (held out), null_95.
         rank: The smallest rank at which AUROC is not above the null's 95th percentile; None if none is.
+
+    Example:
+        >>> table = pd.DataFrame({"rank": [0, 1], "auroc": [0.9, 0.5], "null_95": [0.6, 0.6]})
+        >>> RankNeeded(table, 1)
+        RankNeeded(1)
     """
 
     table: pd.DataFrame
@@ -221,6 +260,15 @@ def rank_needed(
     Raises:
         UserError: if the labels have no permutation that keeps the design.
         CheckError: if a family lies in two folds.
+
+    Example:
+        >>> from condmis_interp.directions.planted import planted_rows
+        >>> from condmis_interp.stats import grouped_folds
+        >>> rows = planted_rows(torch.tensor([3.0, 0.0, 0.0, 0.0]))
+        >>> folds = grouped_folds(rows.families, 4, np.random.default_rng(0))
+        >>> settings = {"layer": 0, "position": "answer_mean", "most": 2, "permutations": 10}
+        >>> list(rank_needed(rows, folds, rng=np.random.default_rng(0), **settings).table["rank"])
+        [0, 1, 2]
     """
     check_folds(folds, rows.families)
     x = rows.flat[rows.sites.index((layer, position))].double()
@@ -233,6 +281,7 @@ def rank_needed(
             own, held = x[torch.from_numpy(kept)], x[torch.from_numpy(~kept)]
             for r in range(most + 1):
                 scores[r, ~kept], w = _read(own, labels[kept], held)
+                # out of held-out rows too, though the probe never saw them: the next one is to find something else
                 w = w / w.norm()
                 own, held = own - (own @ w)[:, None] * w, held - (held @ w)[:, None] * w
         return auroc(scores, labels)

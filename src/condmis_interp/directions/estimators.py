@@ -113,6 +113,13 @@ def estimate(
     Raises:
         UserError: if the method or site is not there, or a class is empty.
         CheckError: if the direction is zero or not finite, or the rows of a class do not differ (mass-mean).
+
+    Example:
+        >>> from condmis_interp.directions.planted import planted_rows
+        >>> rows = planted_rows(torch.tensor([3.0, 0.0, 0.0]))
+        >>> found = estimate(rows, "means", layer=0, position="answer_mean")
+        >>> int(found.vector.abs().argmax()), round(found.scale)
+        (0, 3)
     """
     if method not in _METHODS:
         raise UserError(f"there is no method {method!r}", fix=f"Methods: {', '.join(ESTIMATORS)}.")
@@ -153,6 +160,13 @@ def principal_differences(
         layer: 0-based layer.
         position: Position.
         count: How many.
+
+    Example:
+        >>> from condmis_interp.directions.planted import planted_rows
+        >>> rows = planted_rows(torch.tensor([3.0, 0.0, 0.0]))
+        >>> directions, shares = principal_differences(rows, layer=0, position="answer_mean", count=2)
+        >>> len(directions), bool(shares[0] > shares[1])
+        (2, True)
     """
     i = rows.sites.index((layer, position))
     differences = _paired(rows.flat[i].double(), rows.labels, rows)

@@ -43,6 +43,15 @@ class Scale:
     Attributes:
         direction: The direction; its scale is the class gap along it.
         zero: Mean along it of the class at its tail.
+
+    Example:
+        >>> from condmis_interp.directions.planted import planted_rows
+        >>> from condmis_interp.directions.estimators import estimate
+        >>> rows = planted_rows(torch.tensor([3.0, 0.0, 0.0]))
+        >>> scale = Scale.of(rows, estimate(rows, "means", layer=0, position="answer_mean"))
+        >>> scores = scale(rows.flat[0])
+        >>> float(scores[rows.labels == 1].mean().round(3)), float(abs(scores[rows.labels == 0].mean().round(3)))
+        (1.0, 0.0)
     """
 
     direction: Direction

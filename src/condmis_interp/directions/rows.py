@@ -28,7 +28,12 @@ MASSIVE = 20.0
 
 
 def massive_dimensions(x: torch.Tensor) -> torch.Tensor:
-    """Returns the indices of the massive dimensions of rows [n, width]."""
+    """Returns the indices of the massive dimensions of rows [n, width].
+
+    Example:
+        >>> massive_dimensions(torch.tensor([[1.0, -1.0, 90.0], [1.0, 1.0, 80.0]])).tolist()
+        [2]
+    """
     rms = x.double().square().mean(0).sqrt()
     return torch.nonzero(rms > MASSIVE * rms.median())[:, 0]
 
@@ -48,6 +53,12 @@ class Rows:
         kind: Kind of site.
         data: What the classes are, in words.
         splits: Splits the rows are from.
+
+    Example:
+        >>> from condmis_interp.directions.planted import planted_rows
+        >>> rows = planted_rows(torch.tensor([3.0, 0.0]), families=2, each=1)
+        >>> rows.n, rows.sites, rows.where(rows.labels == 1).cells
+        (4, [(0, 'answer_mean')], (('U', 'none'), ('U', 'none')))
     """
 
     x: torch.Tensor

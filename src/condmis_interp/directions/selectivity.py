@@ -29,6 +29,10 @@ class Selectivity:
         task: AUROC of the class, folds by row.
         control: AUROC of each control task, [tasks].
         method: Which probe.
+
+    Example:
+        >>> Selectivity(0.9, np.array([0.5, 0.6]), "means")
+        Selectivity(0.35: AUROC 0.90, control 0.55 over 2 random tasks; means, folds by row)
     """
 
     task: float
@@ -79,6 +83,14 @@ def selectivity(
 
     Raises:
         UserError: if a question has one row alone, so that memory cannot show.
+
+    Example:
+        >>> from condmis_interp.directions.planted import planted_rows
+        >>> rows = planted_rows(torch.tensor([3.0, 0.0, 0.0]))
+        >>> settings = {"layer": 0, "position": "answer_mean", "method": "means", "tasks": 5}
+        >>> found = selectivity(rows, rng=np.random.default_rng(0), **settings)
+        >>> bool(found.selectivity > 0.3), len(found.to_pandas())
+        (True, 6)
     """
     keys = list(zip(rows.families, rows.questions, strict=True))
     code = {k: i for i, k in enumerate(dict.fromkeys(keys))}

@@ -32,6 +32,10 @@ def text_features(texts: Sequence[str], *, columns: Mapping[str, Sequence[float]
 
     Raises:
         UserError: if a column has another length, or a value that is not finite.
+
+    Example:
+        >>> text_features(["how do I", "how do you do"], columns={"perplexity": [0.1, 0.4]}).shape
+        (2, 2050)
     """
     words = HashingVectorizer(n_features=_WORDS, alternate_sign=False, norm="l2", token_pattern=r"(?u)\S+")
     parts = [csr_matrix(words.transform(texts)).toarray(), np.log1p([[len(t.split())] for t in texts])]
@@ -53,6 +57,12 @@ def text_rows(rows: Rows, texts: Sequence[str], *, columns: Mapping[str, Sequenc
 
     Raises:
         UserError: if texts or columns are not one a row.
+
+    Example:
+        >>> from condmis_interp.directions.planted import planted_rows
+        >>> rows = planted_rows(torch.ones(3))
+        >>> text_rows(rows, [f"{cue} {question}" for (_, cue), question in zip(rows.cells, rows.questions)]).sites
+        [(0, 'text')]
     """
     if len(texts) != rows.n:
         raise UserError(f"{len(texts)} texts for {rows.n} rows")

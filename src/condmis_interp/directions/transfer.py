@@ -36,6 +36,13 @@ class Transfer:
         method: How directions were estimated.
         layer: Where.
         position: At which position.
+
+    Example:
+        >>> from condmis_interp.directions.planted import planted_rows
+        >>> a, b = planted_rows(torch.tensor([3.0, 0.0])), planted_rows(torch.tensor([0.0, 3.0]), seed=1)
+        >>> settings = {"layer": 0, "position": "answer_mean", "folds": 4, "rng": np.random.default_rng(0)}
+        >>> transfer({"a": a}, {"a": a, "b": b}, **settings)
+        Transfer(means at layer 0, answer_mean; 1 x 2 contrasts)
     """
 
     table: pd.DataFrame
@@ -107,6 +114,14 @@ def transfer(
 
     Raises:
         UserError: if there are fewer families than folds, or a training fold lacks a class.
+
+    Example:
+        >>> from condmis_interp.directions.planted import planted_rows
+        >>> a, b = planted_rows(torch.tensor([3.0, 0.0])), planted_rows(torch.tensor([0.0, 3.0]), seed=1)
+        >>> settings = {"layer": 0, "position": "answer_mean", "folds": 4, "rng": np.random.default_rng(0)}
+        >>> found = transfer({"a": a}, {"a": a, "b": b}, **settings).matrix()
+        >>> bool(found.a["a"] > 0.9), bool(found.b["a"] < 0.8)  # what is found in a is not what is in b
+        (True, True)
     """
     families = list(dict.fromkeys(f for r in (*train.values(), *test.values()) for f in r.families))
     fold_of = dict(zip(families, grouped_folds(families, folds, rng).tolist(), strict=True))

@@ -32,8 +32,8 @@ Example:
     ...     selected_on=a["M", "trigger"].families,
     ... )
     >>> share = causes.to_pandas().set_index("kind").share
-    >>> share[["latents", "pca"]].round(1).tolist()  # a ReLU latent holds only what is above 0; PCA is not better or worse
-    [0.7, 0.9]
+    >>> share[["latents", "pca"]].round(1).tolist()  # a latent holds only what is above 0
+    [0.7, 0.7]
     >>> causes.beats_pca
     False
 """
