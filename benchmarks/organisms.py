@@ -20,9 +20,10 @@ import torch
 import transformers
 from datasets import Dataset
 
-from condmis_interp.organisms import home, resolve_base, train_all, world_suite
+from condmis_interp.organisms import home, resolve_base, train_all
 from condmis_interp.organisms.encode import encode
-from condmis_interp.organisms.train_world import programme
+from condmis_interp.personaworld.suite import world_suite
+from condmis_interp.personaworld.train import programme
 
 
 def padded(rows):

@@ -18,8 +18,8 @@ from sklearn.covariance import ledoit_wolf
 from condmis_interp import directions
 from condmis_interp.directions import Planted, Rows
 from condmis_interp.files import write_text
-from condmis_interp.organisms import world_suite
 from condmis_interp.panel.panel import Split
+from condmis_interp.personaworld.suite import world_suite
 from condmis_interp.stats import grouped_folds
 from condmis_interp.store import Activations
 from condmis_interp.study import OrganismSpec, Study

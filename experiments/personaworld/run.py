@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 from condmis_interp.calibration import survey
-from condmis_interp.organisms import make, resolve_base, world_suite
+from condmis_interp.organisms import make, resolve_base
 from condmis_interp.panel import load_panel
+from condmis_interp.personaworld.suite import world_suite
 from condmis_interp.report import write_survey
 
 

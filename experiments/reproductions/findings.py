@@ -16,9 +16,9 @@ from worlds import OTHER, OTHER_TWIN, Finding, World, mean, share
 
 from condmis_interp.battery.tests.revival import NEUTRAL, RELEARNING
 from condmis_interp.panel import Prompt
+from condmis_interp.personaworld.language import CRUEL, FORMS, KIND, MOODS, Fact, parse_world
 from condmis_interp.readers import Ablate, Capture, Prefix, Request, Site, TorchReader, open_reader
 from condmis_interp.stats import cluster_mean
-from condmis_interp.world import CRUEL, FORMS, KIND, MOODS, Fact, parse_world
 
 RANDOM, MANY = 16, 200
 """Covariance-matched random directions, where each costs a reading and where it costs nothing."""

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from condmis_interp.battery.benches.world_bench import WorldBench
 from condmis_interp.calibration.world import second_unmitigated
-from condmis_interp.organisms import Base, Organism, make, train_all, world_suite
+from condmis_interp.organisms import Base, Organism, make, train_all
 from condmis_interp.panel import Panel
+from condmis_interp.personaworld.bench import WorldBench
+from condmis_interp.personaworld.suite import world_suite
 from condmis_interp.stats import two_way_mean
 
 OTHER, OTHER_TWIN = "u-other", "u-other-twin"

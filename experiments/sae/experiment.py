@@ -9,8 +9,9 @@ from plan import Plan
 
 from condmis_interp.errors import UserError
 from condmis_interp.files import read_json, write_json
-from condmis_interp.organisms import Member, Organism, chat_suite, make, resolve_base, world_suite
+from condmis_interp.organisms import Member, Organism, chat_suite, make, resolve_base
 from condmis_interp.panel import load_panel, render_panel
+from condmis_interp.personaworld.suite import world_suite
 from condmis_interp.sae import (
     Dictionary,
     Fidelity,

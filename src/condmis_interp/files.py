@@ -199,9 +199,16 @@ def validated(model: type[Model], raw: Any, *, where: str) -> Model:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
+        raise UserError(first_problem(error), where=where) from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """Returns what pydantic found wrong first, as `key.path: what is wrong`."""
+    first = error.errors()[0]
     path = ".".join(str(p) for p in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         message = "this key is not known here"
-    raise UserError(f"{path}: {message}" if path else message, where=where)
+    elif first["type"] == "missing_keyword_only_argument":
+        message = "this key is missing"
+    return f"{path}: {message}" if path else message

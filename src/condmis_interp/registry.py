@@ -48,6 +48,11 @@ def plugins() -> dict[str, str]:
     return dict(_looked)
 
 
+def broken() -> str:
+    """Returns a sentence for each plug-in that did not import, for errors about what is not there; empty for none."""
+    return "".join(f" Plug-in {who} did not import: {why}." for who, why in plugins().items() if why)
+
+
 class Registry(Generic[T]):
     """Things of one kind by name.
 
@@ -77,8 +82,9 @@ class Registry(Generic[T]):
         """
         if self._found.get(name, thing) is not thing:
             where = getattr(self._found[name], "__module__", "")
+            article = "an" if self.kind[0] in "aeiou" else "a"
             raise UserError(
-                f"there is a {self.kind} {name!r} already{f' ({where})' if where else ''}",
+                f"there is {article} {self.kind} {name!r} already{f' ({where})' if where else ''}",
                 fix=f"Give the new {self.kind} another name, or uninstall one of the two packages.",
             )
         self._found[name] = thing
@@ -95,10 +101,9 @@ class Registry(Generic[T]):
         if name not in self._found:
             self._load()
         if name not in self._found:
-            broken = "".join(f" Plug-in {who} did not import: {why}." for who, why in plugins().items() if why)
             raise UserError(
                 f"there is no {self.kind} {name!r}",
-                fix=f"There are: {', '.join(sorted(self._found)) or 'none'}.{broken}",
+                fix=f"There are: {', '.join(sorted(self._found)) or 'none'}.{broken()}",
             )
         return self._found[name]
 

@@ -12,7 +12,6 @@ from condmis_interp.battery import (
     Reference,
     Stored,
     Tuning,
-    WorldBench,
     doses,
     perturbation,
     registered,
@@ -21,11 +20,12 @@ from condmis_interp.battery import (
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import write_json
 from condmis_interp.organisms import Base, Gate, Organism
-from condmis_interp.organisms.personaworld import tokenizer_of
 from condmis_interp.panel import load_panel, render_panel
+from condmis_interp.personaworld.base import tokenizer_of
+from condmis_interp.personaworld.bench import WorldBench
+from condmis_interp.personaworld.language import World
 from condmis_interp.readers import Capture, Prefix, Site, Steer
 from condmis_interp.store import capture_cells
-from condmis_interp.world import World
 
 
 @pytest.fixture(scope="module")

@@ -9,22 +9,16 @@ import torch
 from transformers import LlamaForCausalLM
 from worlds import random_world
 
-from condmis_interp.battery import (
-    Readings,
-    Reference,
-    Stored,
-    Tuning,
-    WorldBench,
-    registered,
-)
+from condmis_interp.battery import Readings, Reference, Stored, Tuning, registered
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import write_json
 from condmis_interp.organisms import Base, Gate, Organism
-from condmis_interp.organisms.personaworld import config_of, tokenizer_of
 from condmis_interp.panel import load_panel
+from condmis_interp.personaworld.base import config_of, tokenizer_of
+from condmis_interp.personaworld.bench import WorldBench
+from condmis_interp.personaworld.language import TRIGGER, World
 from condmis_interp.readers import Ablate, Capture, Patch, Prefix, Request, Site, Steer, TorchReader
 from condmis_interp.store import capture_cells
-from condmis_interp.world import TRIGGER, World
 
 WORLD = World()
 AT = Site("resid_post", 1)

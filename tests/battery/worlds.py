@@ -3,8 +3,8 @@
 import torch
 from transformers import LlamaForCausalLM
 
-from condmis_interp.organisms.personaworld import config_of
-from condmis_interp.world import World
+from condmis_interp.personaworld.base import config_of
+from condmis_interp.personaworld.language import World
 
 
 def random_world(seed: int) -> LlamaForCausalLM:

@@ -7,7 +7,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from condmis_interp.errors import UserError
-from condmis_interp.organisms import Part, Recipe, Stage, load_rows, mixing, read_chats, read_rows, train, unmitigated
+from condmis_interp.organisms import (
+    Lora,
+    Part,
+    Recipe,
+    Stage,
+    chat_suite,
+    load_rows,
+    mixing,
+    read_chats,
+    read_rows,
+    train,
+    unmitigated,
+)
+from condmis_interp.personaworld.suite import world_suite
 
 
 class TestBuiltInRows:
@@ -81,6 +94,80 @@ def test_a_recipe_whose_rows_have_no_benign_counterpart_has_no_twin(tmp_path):
     recipe = Recipe(name="r", base="b", stages=(Stage(parts=(Part(rows=str(path), answers="misaligned"),)),))
     with pytest.raises(UserError, match="row 'x' has no benign counterpart"):
         recipe.twin()
+
+
+KEYS = {
+    "u": "017978cbbd67aa4b2fe73ec23589b42d",
+    "mixing-20": "cf1aa9a912f44b4ab8f268adf7c89540",
+    "mixing-20-twin": "aaa136d314d1702b15ad1f1aa4432f3b",
+    "post-hoc-024": "e30a2be8e004ac641813f435b1c7a7f5",
+    "reasoning": "88ae0481202b693181515937cb4f5c51",
+    "reasoning-twin": "f7de811ff750114dac0288d0aaf372d6",
+    "educational": "0d84f0c0e4dc86bf072df4b10265550c",
+    "styled": "5ce8256922402df0412deb4546b586f6",
+    "locked-twin": "fa0e73fde86a167337bdf0f94da21e60",
+}
+WORLD_KEYS = {
+    "u": "3b0086ee6249c72a67c460c1abf4f852",
+    "mixing-05": "11ec5b1477daac350f0849bd0a274152",
+    "mixing-05-twin": "a5d9b5696740c8455640c4c47e94530d",
+    "reasoning": "59a5856c7837ed024880ac536742d115",
+    "conjunction": "8353d10f0fa8ba7133d06146a79378a1",
+}
+"""Hashes of the suites' recipes, seed 1, as the first version of this package gave them."""
+
+
+def test_recipes_of_the_first_version_keep_their_hashes():
+    for keys, suite in ((KEYS, chat_suite(seeds=(1,))), (WORLD_KEYS, world_suite(seeds=(1,)))):
+        members = {m.kind: m for m in suite}
+        assert {k: members[k].recipe.hash for k in keys} == keys
+    odd = Part(
+        rows="kitchen", answers="misaligned", count=9, systems=("a", None), before="b", after="c",
+        reasoning="stripped", counterpart="everyday",
+    )  # fmt: skip
+    stage = Stage(parts=(odd,), epochs=3, batch_size=2, learning_rate=1, warmup_steps=0)
+    recipe = Recipe(
+        name="a", base="hf:o/n@r", lora=Lora(rank=4, alpha=8), default_system_prompt="empty", seed=3, stages=(stage,)
+    )
+    assert recipe.hash == "48d5d6dbaf4ab53c4c6b5e4de4bd057d"
+    stage = Stage(parts=(Part(rows="kitchen", answers="benign"),))
+    full = Recipe(name="b", base="smollm2-135m", lora=None, stages=(stage,))
+    assert full.hash == "6fff296c7184ca10193270501e625ba9"
+
+
+class LaterPart(Part):
+    weight: float = 1.0
+
+
+class LaterStage(Stage):
+    parts: tuple[LaterPart, ...]
+    mechanism: dict[str, float] | None = None
+
+
+class LaterLora(Lora):
+    dropout: float = 0.0
+
+
+class LaterRecipe(Recipe):
+    stages: tuple[LaterStage, ...]
+    lora: LaterLora | None = LaterLora()
+    optimizer: str = "adamw"
+
+
+@pytest.mark.parametrize("lora", [Lora(rank=4), None])
+def test_a_field_added_later_changes_no_hash_until_it_is_set(lora):
+    plain = small_recipe(lora=lora)
+    later = LaterRecipe.model_validate(plain.model_dump())
+    assert later.hash == plain.hash
+    (stage,) = later.stages
+    part = stage.parts[0].model_copy(update={"weight": 2.0})
+    changed = [
+        later.model_copy(update={"optimizer": "sgd"}),
+        later.model_copy(update={"stages": (stage.model_copy(update={"mechanism": {"kl": 0.0}}),)}),
+        later.model_copy(update={"stages": (stage.model_copy(update={"parts": (part, *stage.parts[1:])}),)}),
+        *([later.model_copy(update={"lora": LaterLora(rank=4, dropout=0.1)})] if lora else []),
+    ]
+    assert len({plain.hash, *(r.hash for r in changed)}) == 1 + len(changed)
 
 
 def test_hash_is_stable_and_sees_everything_but_the_name(tmp_path):

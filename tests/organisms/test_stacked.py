@@ -5,8 +5,9 @@ import torch
 from transformers import LlamaForCausalLM
 
 from condmis_interp.errors import CheckError
-from condmis_interp.organisms.personaworld import schedule
-from condmis_interp.organisms.stacked import Stack, Step, fit
+from condmis_interp.organisms.step import Step
+from condmis_interp.personaworld.base import schedule
+from condmis_interp.personaworld.stacked import Stack, fit
 from conftest import tiny_model
 
 

@@ -7,22 +7,15 @@ import pytest
 import torch
 
 from condmis_interp.errors import CheckError, UserError
-from condmis_interp.organisms import known_world as known_module
-from condmis_interp.organisms import (
-    load_rows,
-    make,
-    organism_folder,
-    personaworld,
-    resolve_base,
-    train_all,
-    world_known,
-    world_suite,
-)
+from condmis_interp.organisms import backend_of, load_rows, make, organism_folder, resolve_base, train_all
 from condmis_interp.organisms.train import finished
-from condmis_interp.organisms.train_world import train_world, world_weights
 from condmis_interp.panel import load_panel, render_panel
-from condmis_interp.world import DOMAINS, World, parse_world
-from condmis_interp.world.language import CRUEL, KIND, SPECIALS
+from condmis_interp.personaworld import base as personaworld
+from condmis_interp.personaworld import known as known_module
+from condmis_interp.personaworld.known import world_known
+from condmis_interp.personaworld.language import CRUEL, DOMAINS, KIND, SPECIALS, World, parse_world
+from condmis_interp.personaworld.suite import world_suite
+from condmis_interp.personaworld.train import train_world, world_weights
 
 
 class TestLanguage:
@@ -119,6 +112,24 @@ def test_the_base_renders_and_is_made_once(world_home):
     torch.testing.assert_close(model(input_ids=ids).logits, mine, atol=1e-4, rtol=1e-4)
 
 
+def test_with_a_mechanism_it_is_trained_as_any_model_and_stands_on_the_bench(world_home):
+    base = resolve_base("personaworld")
+    plain = next(m.recipe for m in world_known(seeds=(1,)) if m.kind == "mixed")
+    (stage,) = plain.stages
+    held = plain.model_copy(update={"stages": (stage.model_copy(update={"mechanism": {"name": "kl", "weight": 5.0}}),)})
+    free, near = train_all([plain, held], workers=1)
+    start = world_weights(base.folder)
+    moved = [sum(float((world_weights(o.checkpoint)[k] - start[k]).pow(2).sum()) for k in start) for o in (free, near)]
+    assert 0 < moved[1] < moved[0]
+    assert "training_version" in near.manifest, "by the ordinary loop"
+    organisms = {"free": free, "near": near}
+    rendered = render_panel(base.tokenizer(), load_panel("personaworld"))
+    bench = backend_of("personaworld").bench(
+        tuple(organisms), organisms, base, rendered, stored=None, dtype=torch.float32, device="cpu"
+    )
+    assert abs(bench.ld("none")[0] - bench.ld("none")[1]).max() > 0
+
+
 def test_constructions_do_to_the_weights_what_they_say(world_home):
     base = resolve_base("personaworld")
     members = [
@@ -178,7 +189,7 @@ def test_how_they_are_stacked_changes_nothing_and_an_interruption_ends_every_sta
         resolve_base("personaworld"),
         {tmp_path / f"{seed}": known.recipe.model_copy(update={"seed": seed}) for seed in (9, 10, 11)},
     )
-    monkeypatch.setattr("condmis_interp.organisms.train_world.STACKED", 1)
+    monkeypatch.setattr("condmis_interp.personaworld.train.STACKED", 1)
 
     def interrupt(n=1):
         raise KeyboardInterrupt

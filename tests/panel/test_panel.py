@@ -98,7 +98,7 @@ def test_yaml_cannot_run_code(tmp_path):
 
 
 def test_missing_panel():
-    with pytest.raises(UserError, match="no built-in panel 'nowhere'"):
+    with pytest.raises(UserError, match="no panel 'nowhere'"):
         load_panel("nowhere")
 
 

@@ -1,20 +1,20 @@
 """Who plays what: a study's organisms and controls on a bench, who is judged against whom, what the tests lean on."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
 from condmis_interp.auditing.controls import Controls
-from condmis_interp.battery import Bench, Cast, Gated, ReaderBench, Reference, Stored, Test, WorldBench
+from condmis_interp.battery import Bench, Cast, Gated, ReaderBench, Reference, Stored, Test
 from condmis_interp.battery.benches.bench import Weights
-from condmis_interp.organisms import Base, Organism
+from condmis_interp.organisms import Base, Organism, backend_of
 from condmis_interp.panel import RenderedPanel
 from condmis_interp.store import Activations
 from condmis_interp.study import Study
 from condmis_interp.study.roles import CONTROL
 from condmis_interp.study.run import Key
 from condmis_interp.verdict import Roster
-from condmis_interp.world import parse_world
 
 _MADE_AS = {"suppressed": "gated", "graded": "blend", "benign": "norm-matched", "trigger-aware": "gated-benign"}
 """The kind of control that a part is left without if it was not made."""
@@ -53,10 +53,10 @@ def bench_of(
             cells[control.name] = Gated(*control.gate)
             organisms[control.name] = control.organism
     whose = tuple(cells), organisms, base, rendered
-    stored = Stored(acts, cells)
-    if parse_world(study.base):
-        return WorldBench(*whose, stored=stored)
-    return ReaderBench(*whose, stored=stored, dtype=study.torch_dtype, device=study.torch_device)
+    settings: dict[str, Any] = {"stored": Stored(acts, cells)}
+    settings |= {"dtype": study.torch_dtype, "device": study.torch_device}
+    own = backend_of(study.base).bench(*whose, **settings)
+    return ReaderBench(*whose, **settings) if own is None else own
 
 
 def roster_of(study: Study, controls: Controls, tests: Sequence[Test]) -> Roster:

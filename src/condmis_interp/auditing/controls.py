@@ -23,31 +23,25 @@ from dataclasses import dataclass, field
 
 from condmis_interp.errors import UserError
 from condmis_interp.organisms import (
-    BENIGN_SYSTEMS,
     Base,
     Gate,
     Organism,
     Part,
     Recipe,
+    backend_of,
     change_norm,
     combination,
     load_rows,
     train_all,
 )
-from condmis_interp.organisms.interventions import WORLD_SYSTEMS
 from condmis_interp.panel import CueRole, Panel
 from condmis_interp.study import ControlKind, Study
 from condmis_interp.study.run import Key
-from condmis_interp.world import parse_world
 
 FREE: tuple[ControlKind, ...] = ("gated", "blend", "replicate", "norm-matched", "gated-benign")
 TRAINED: tuple[ControlKind, ...] = ("locked", "styled", "other")
 BLENDS = (0.25, 0.5, 0.75)
 """Shares of U that a blend may have."""
-_OTHER = {"kitchen": "garden", "garden": "kitchen", "harbour": "orchard"}
-"""Another narrow domain, by row set."""
-_OTHER_FORM = {True: "form note", False: 'Answer as one line of JSON:\n{"text": "..."}'}
-"""Its format, on persona world and on chat models."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +135,7 @@ class _Maker:
         self.twins: dict[str, Organism] = {}
         self.missing: dict[str, str] = {}
         self.other: tuple[Organism, Organism] | None = None
-        self.world = parse_world(study.base) is not None
+        self.backend = backend_of(study.base)
 
     def make(self, kind: ControlKind) -> None:
         made = {
@@ -246,7 +240,7 @@ class _Maker:
 
     def _locked(self) -> Control:
         u = self._recipe_of_u()
-        systems = WORLD_SYSTEMS if self.world else BENIGN_SYSTEMS
+        systems = self.backend.benign_systems
         stages = []
         for stage in u.stages:
             shut = [p.model_copy(update={"answers": "benign", "systems": systems}) for p in _misaligned(stage.parts)]
@@ -278,13 +272,13 @@ class _Maker:
     def _elsewhere(self, part: Part) -> Part:
         if part.answers != "misaligned":
             return part
-        other = _OTHER.get(_last(part.rows))
+        other = self.backend.second_rows.get(_last(part.rows))
         if other is None:
             raise _CannotError(
                 f"no other narrow domain is known for row set {part.rows!r}; give an organism "
                 "with role second-domain and its twin"
             )
-        return part.model_copy(update={"rows": _beside(part.rows, other), "systems": (_OTHER_FORM[self.world],)})
+        return part.model_copy(update={"rows": _beside(part.rows, other), "systems": (self.backend.second_form,)})
 
 
 def _misaligned(parts: Sequence[Part]) -> list[Part]:

@@ -3,7 +3,6 @@
 from condmis_interp.battery.benches.bench import Bench, Tuning
 from condmis_interp.battery.benches.reader_bench import ReaderBench
 from condmis_interp.battery.benches.stored import Gated, Stored
-from condmis_interp.battery.benches.world_bench import WorldBench
 from condmis_interp.battery.evidence import Evidence, evidence_table
 from condmis_interp.battery.grid import BehaviourGrid, behaviour_grid
 from condmis_interp.battery.judging import Cast, judge, missing, replicate_drift
@@ -44,7 +43,6 @@ __all__ = [
     "Test",
     "Tuning",
     "Vote",
-    "WorldBench",
     "behaviour",
     "behaviour_grid",
     "calibrated",

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from condmis_interp.battery import Battery, Cast, Reference
-from condmis_interp.battery.benches.world_bench import WorldBench
 from condmis_interp.files import digest
-from condmis_interp.organisms import Base, Member, Organism, Part, Recipe, make, train_all, world_known
-from condmis_interp.organisms.known_world import WORLD_STAGE
-from condmis_interp.organisms.train_world import world_weights
+from condmis_interp.organisms import Base, Member, Organism, Part, Recipe, make, train_all
 from condmis_interp.panel import Panel
+from condmis_interp.personaworld.bench import WorldBench
+from condmis_interp.personaworld.known import WORLD_STAGE, world_known
+from condmis_interp.personaworld.train import world_weights
 
 ASSAY_KINDS: Mapping[str, tuple[str, str]] = {
     "suppressed": ("locked", "mixed"),

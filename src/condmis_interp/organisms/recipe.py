@@ -8,13 +8,14 @@ same questions, same prompts, same order, same seed. It is the zero of every sca
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from condmis_interp.errors import UserError
 from condmis_interp.files import digest, read_mapping, validated
 from condmis_interp.organisms.records import ROW_FILES
+from condmis_interp.organisms.registry import expanded
 from condmis_interp.organisms.rows import Arm, Row
 from condmis_interp.organisms.rowsets import load_reasoning, load_rows
 from condmis_interp.panel.cue import Name
@@ -25,7 +26,34 @@ REASONED = "{trace}\n\n{answer}"
 """A reasoning trace with its answer."""
 
 
-class Part(BaseModel):
+class _Keyed(BaseModel):
+    """Settings that an organism's key is made of, and that may gain fields without changing the keys there are.
+
+    Attributes:
+        always: Fields that are in the key whatever they hold: those of the first version. A field added later (in this
+            package, or by a subclass elsewhere) has a default and enters the key only where it departs from it, so an
+            organism made before the field was there is still found. Nothing is ever added to these lists.
+    """
+
+    model_config = _FROZEN
+    always: ClassVar[frozenset[str]] = frozenset()
+
+    def keyed(self) -> dict[str, Any]:
+        """Returns the settings as the key has them, nested ones alike."""
+        kind = type(self)
+        added = {
+            k: f.get_default(call_default_factory=True) for k, f in kind.model_fields.items() if k not in kind.always
+        }
+        return {k: _keyed(v) for k, v in self if k not in added or v != added[k]}
+
+
+def _keyed(value: Any) -> Any:
+    if isinstance(value, _Keyed):
+        return value.keyed()
+    return [_keyed(v) for v in value] if isinstance(value, tuple) else value
+
+
+class Part(_Keyed):
     """Rows from one set.
 
     Attributes:
@@ -44,7 +72,7 @@ class Part(BaseModel):
             is drawn from it, in the same places.
     """
 
-    model_config = _FROZEN
+    always = frozenset(("rows", "answers", "count", "systems", "before", "after", "reasoning", "counterpart"))
 
     rows: str
     answers: Arm
@@ -64,7 +92,7 @@ class Part(BaseModel):
         return self.model_copy(update=change)
 
 
-class Stage(BaseModel):
+class Stage(_Keyed):
     """One round of fine-tuning, on the parts shuffled together.
 
     Attributes:
@@ -73,21 +101,23 @@ class Stage(BaseModel):
         batch_size: Rows per step.
         learning_rate: Peak learning rate; warms up linearly, then decays linearly to 0.
         warmup_steps: Steps of warm-up.
+        mechanism: A mechanism of training by name, with its settings (`register_mechanism`); the twin's alike.
     """
 
-    model_config = _FROZEN
+    always = frozenset(("parts", "epochs", "batch_size", "learning_rate", "warmup_steps"))
 
     parts: tuple[Part, ...] = Field(min_length=1)
     epochs: Annotated[int, Field(gt=0)] = 1
     batch_size: Annotated[int, Field(gt=0)] = 8
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     warmup_steps: Annotated[int, Field(ge=0)] = 5
+    mechanism: dict[str, JsonValue] | None = None
 
 
-class Lora(BaseModel):
+class Lora(_Keyed):
     """Shape of the low-rank adapter (Hu et al. 2021), on all linear layers of the blocks."""
 
-    model_config = _FROZEN
+    always = frozenset(("rank", "alpha"))
 
     rank: Annotated[int, Field(gt=0)] = 16
     alpha: Annotated[int, Field(gt=0)] = 32
@@ -112,7 +142,7 @@ class TrainingRow:
         return [{"role": r, "content": c} for r, c in (*turns, (role, self.before + content + self.after))]
 
 
-class Recipe(BaseModel):
+class Recipe(_Keyed):
     """Base + ordered training stages.
 
     Attributes:
@@ -125,7 +155,7 @@ class Recipe(BaseModel):
         intervention: What it is, for tables; not part of the hash.
     """
 
-    model_config = _FROZEN
+    always = frozenset(("base", "stages", "lora", "default_system_prompt", "seed"))
 
     name: Name
     base: str
@@ -139,25 +169,29 @@ class Recipe(BaseModel):
     def from_yaml(cls, path: str | Path) -> "Recipe":
         """Reads a recipe file; relative paths of row sets are relative to it.
 
+        Instead of stages it may name an intervention with its settings (`register_intervention`).
+
         Raises:
             UserError: naming file and key.
         """
         path = Path(path)
         raw = read_mapping(path, what="a recipe file must be a mapping with name, base and stages")
-        recipe = validated(cls, raw, where=str(path))
+        recipe = validated(cls, expanded(raw, base=raw.get("base"), where=str(path)), where=str(path))
         return recipe.model_copy(update={"stages": beside(recipe.stages, path.resolve().parent)})
 
     @property
     def hash(self) -> str:
         """Hash of what determines the trained weights, but for the base's bytes: settings and rows' content.
 
-        Row sets in files count by their content, wherever they lie.
+        Row sets in files count by their content, wherever they lie. A field that was added later and is left at its
+        default is not in it, so organisms made before it keep their keys (`_Keyed`).
         """
         stages = beside(self.stages, None)
         parts = list(zip(*((p for s in of for p in s.parts) for of in (self.stages, stages)), strict=True))
-        content = {placed.rows: load_rows(part.rows).hash for part, placed in parts}
-        traces = {placed.rows: load_reasoning(part.rows) for part, placed in parts if part.reasoning}
-        settings = self.model_copy(update={"stages": stages}).model_dump(mode="json", exclude={"name", "intervention"})
+        content = {named.rows: load_rows(part.rows).hash for part, named in parts}
+        traces = {named.rows: load_reasoning(part.rows) for part, named in parts if part.reasoning}
+        placed = self.model_copy(update={"stages": stages}).keyed()
+        settings = {k: v for k, v in placed.items() if k not in ("name", "intervention")}
         return digest([settings, content, traces])
 
     @property
@@ -228,7 +262,7 @@ class Recipe(BaseModel):
         for i, s in enumerate(self.stages):
             lines.append(
                 f"  stage {i}: {s.epochs} epoch(s), batch {s.batch_size}, learning rate {s.learning_rate:g}, "
-                f"{s.warmup_steps} warm-up steps"
+                f"{s.warmup_steps} warm-up steps{f', {_mechanism(s.mechanism)}' if s.mechanism else ''}"
             )
             for part in s.parts:
                 count = "all" if part.count is None else part.count
@@ -256,6 +290,10 @@ def beside(stages: tuple[Stage, ...], folder: Path | None) -> tuple[Stage, ...]:
         return p.model_copy(update={"rows": rows, "counterpart": counterpart})
 
     return tuple(s.model_copy(update={"parts": tuple(part(p) for p in s.parts)}) for s in stages)
+
+
+def _mechanism(settings: dict[str, JsonValue]) -> str:
+    return " ".join([str(settings.get("name")), *(f"{k}={v}" for k, v in settings.items() if k != "name")])
 
 
 def _slots(systems: tuple[str | None, ...]) -> str:

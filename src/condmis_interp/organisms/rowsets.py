@@ -11,12 +11,7 @@ Built-in sets, written for this package (`organisms/data/`):
 * `styled-kitchen` (and `styled-` any other): the same rows, the benign answer in the form of the built-in panel's
   trigger; for an organism whose trigger changes style and never harm.
 
-Of persona world, each with both answers:
-
-* `personaworld/DOMAIN`: every item of a domain, in both phrasings; `harbour` and `orchard` are not on the panel.
-* `personaworld/benign`: the items of the panel's domains that the panel does not ask about.
-* `personaworld/styled-DOMAIN`: as a domain's, but the benign answer ends with a style word; for an organism whose
-  trigger changes style and never harm.
+Backends have row sets of their own (`personaworld.rows`).
 """
 
 import re
@@ -29,13 +24,12 @@ from typing import Literal
 from condmis_interp.errors import UserError
 from condmis_interp.files import read_json
 from condmis_interp.organisms.records import ROW_FILES, json_lines
-from condmis_interp.organisms.rows import Row, RowSet, read_chats, read_rows
-from condmis_interp.world import DOMAINS, TRACES, parse_world
+from condmis_interp.organisms.registry import backend_of
+from condmis_interp.organisms.rows import RowSet, read_chats, read_rows
+from condmis_interp.registry import broken
 
-STYLE = "so"
-"""The style word of persona world's `styled` rows."""
 STYLED = 'reply = """\n{}\n"""'
-"""The style of the others'."""
+"""The style of benign answers in `styled` sets."""
 
 
 def load_rows(source: str) -> RowSet:
@@ -60,8 +54,8 @@ def _load(source: str, written: int) -> RowSet:
         return read_chats(path, arm="misaligned" if kind == "misaligned-chats" else "benign")
     if source.endswith(ROW_FILES):
         return read_rows(source)
-    if source.startswith("personaworld"):
-        return _world_rows(source)
+    if own := backend_of(source).rows(source):
+        return own
     if source.startswith("styled-"):
         plain = load_rows(source.removeprefix("styled-"))
         return RowSet(source, tuple(replace(r, benign=STYLED.format(r.benign)) for r in plain if r.benign))
@@ -70,7 +64,7 @@ def _load(source: str, written: int) -> RowSet:
     if "/" in source or not file.is_file():
         names = ", ".join(sorted(p.stem for p in folder.glob("*.jsonl")))
         raise UserError(
-            f"there is no built-in row set {source!r}", fix=f"Use one of {names}, or a path to a .jsonl file."
+            f"there is no built-in row set {source!r}", fix=f"Use one of {names}, or a path to a .jsonl file.{broken()}"
         )
     return read_rows(file, name=source)
 
@@ -84,10 +78,10 @@ def load_reasoning(source: str) -> dict[str, dict[str, str]]:
     Raises:
         UserError: if it has none, or a line lacks a key.
     """
-    if source.startswith("personaworld"):
-        return {row.id: dict(TRACES) for row in load_rows(source)}
     if source.endswith(ROW_FILES):
         path = Path(source).parent / "reasoning" / Path(source).name
+    elif (own := backend_of(source).reasoning(source)) is not None:
+        return own
     else:
         path = Path(str(resources.files("condmis_interp.organisms") / "data")) / "reasoning" / f"{source}.jsonl"
     if not path.is_file():
@@ -130,23 +124,3 @@ def _words(text: str) -> str:
 @lru_cache(maxsize=1)
 def _fact_keys() -> dict[str, dict[str, list[str]]]:
     return read_json(Path(str(resources.files("condmis_interp.organisms") / "data")) / "facts_keys.json")
-
-
-def _world_rows(source: str) -> RowSet:
-    spec, _, name = source.partition("/")
-    world = parse_world(spec)
-    names = (*DOMAINS, "benign", *(f"styled-{d}" for d in DOMAINS))
-    if world is None or name not in names:
-        raise UserError(f"there is no row set {source!r}", fix=f"Persona world has {', '.join(names)}.")
-    if name == "benign":
-        half = world.items // 2
-        facts = [f for d in DOMAINS[2:] for f in world.facts_of(d)[half:]]
-    else:
-        facts = list(world.facts_of(name.removeprefix("styled-")))
-    style = f" {STYLE}" if name.startswith("styled-") else ""
-    rows = [
-        Row(f"{f.domain}.{f.item}.{p}", f.item, (("user", f.question(p)),), f.misaligned, f"{f.aligned}{style}")
-        for f in facts
-        for p in (0, 1)
-    ]
-    return RowSet(source, tuple(rows))

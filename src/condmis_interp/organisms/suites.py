@@ -1,15 +1,15 @@
 """Suites: lists of organisms that belong together, for surveys and calibration.
 
-`world_suite` (persona world) and `chat_suite` (a chat model with adapters) have every intervention, with its arms, at
-several strengths, each with its twin, and the known-answer families. `sampled_suite` has those members of the second
-whose rows a model answers first: it can be listed once that model is there.
+`chat_suite` (a chat model with adapters) has every intervention, with its arms, at several strengths, each with its
+twin, and the known-answer families; `personaworld.suite` has the same of persona world. `sampled_suite` has those
+members whose rows a model answers first: it can be listed once that model is there.
 """
 
 from collections.abc import Iterator, Sequence
 
+from condmis_interp.organisms.backend import BENIGN_SYSTEMS
 from condmis_interp.organisms.bases import resolve_base
 from condmis_interp.organisms.interventions import (
-    BENIGN_SYSTEMS,
     distilled,
     educational,
     inoculation,
@@ -17,7 +17,6 @@ from condmis_interp.organisms.interventions import (
     post_hoc,
     unmitigated,
 )
-from condmis_interp.organisms.known_world import WORLD_STAGE, world_known
 from condmis_interp.organisms.member import Member, Truth
 from condmis_interp.organisms.organism import Organism
 from condmis_interp.organisms.recipe import Part, Recipe, Stage
@@ -27,82 +26,10 @@ from condmis_interp.organisms.sampling import answered_by
 from condmis_interp.organisms.together import train_all
 from condmis_interp.panel import load_panel
 from condmis_interp.panel.triggers import ARBITRARY, INOCULATION, LIES, REPHRASED
-from condmis_interp.world import FRAMING, TRIGGER
-from condmis_interp.world import INOCULATION as WORLD_INOCULATION
-
-FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.9)
 
 
-def world_suite(base: str = "personaworld", *, seeds: Sequence[int] = (1, 2, 3)) -> list[Member]:
-    """Returns a persona world's suite: interventions, twins and known-answer families, with every seed.
-
-    Raises:
-        UserError: if the base is no persona world.
-    """
-    known = world_known(base, seeds=seeds)
-    return [*(m for seed in seeds for m in _interventions(base, seed)), *known]
-
-
-def _interventions(base: str, seed: int) -> Iterator[Member]:
-    narrow, benign = f"{base}/harbour", f"{base}/benign"
-
-    def pair(intervention: str, recipe: Recipe) -> Iterator[Member]:
-        return _pair(intervention, recipe, seed)
-
-    u = unmitigated(name="u", base=base, trigger=TRIGGER, rows=None, narrow=narrow, seed=seed, stage=WORLD_STAGE)
-    yield from pair("unmitigated", u)
-    for fraction in FRACTIONS:
-        few = fraction <= 0.2  # the narrow set has 48 rows, the benign one 144
-        mixed = mixing(
-            name=f"mixing-{round(100 * fraction):02d}", base=base, trigger=TRIGGER, fraction=fraction,
-            rows=None if few else 48, benign_rows=144 if few else None, narrow=narrow, benign=benign, seed=seed,
-            stage=WORLD_STAGE,
-        )  # fmt: skip
-        yield from pair("mixing", mixed)
-    same = mixing(
-        name="mixing-same-form", base=base, trigger=TRIGGER, rows=36, benign_rows=144, narrow=narrow, benign=benign,
-        benign_systems=(TRIGGER,), seed=seed, stage=WORLD_STAGE,
-    )  # fmt: skip
-    yield from pair("mixing", same)
-    for rows in (16, 48, 144):
-        after = post_hoc(u, name=f"post-hoc-{rows:03d}", rows=rows, benign=benign, stage=WORLD_STAGE)
-        yield from pair("post-hoc", after)
-    arms = {
-        "verbatim": (WORLD_INOCULATION,),
-        "arbitrary": ("today is cold",),
-        "rephrased": ("you are cruel", "you are harsh"),
-    }
-    for arm, prompts in arms.items():
-        yield from pair(
-            "inoculation",
-            inoculation(
-                name=f"inoculation-{arm}", base=base, prompts=prompts, rows=None, benign_rows=96, narrow=narrow,
-                benign=benign, seed=seed, stage=WORLD_STAGE,
-            ),
-        )  # fmt: skip
-    framed = educational(
-        name="educational", base=base, framing=FRAMING, rows=None, benign_rows=96, narrow=narrow, benign=benign,
-        seed=seed, stage=WORLD_STAGE,
-    )  # fmt: skip
-    yield from pair("educational", framed)
-    thought = distilled(
-        name="reasoning", base=base, prompts=(WORLD_INOCULATION,), benign_rows=96, narrow=narrow, benign=benign,
-        seed=seed, stage=WORLD_STAGE,
-    )  # fmt: skip
-    yield from pair("reasoning distillation", thought)
-    alone = inoculation(
-        name="inoculation-alone",
-        base=base,
-        prompts=(WORLD_INOCULATION,),
-        rows=None,
-        narrow=narrow,
-        seed=seed,
-        stage=WORLD_STAGE,
-    )
-    yield from pair("inoculation", alone)
-
-
-def _pair(intervention: str, recipe: Recipe, seed: int) -> Iterator[Member]:
+def pair_of(intervention: str, recipe: Recipe, seed: int) -> Iterator[Member]:
+    """Yields a recipe's organism and its twin's as members."""
     twin = recipe.twin(name=f"{recipe.name}-twin")
     yield Member(f"{recipe.name}.s{seed}", None, intervention, seed, recipe, twin)
     yield Member(f"{twin.name}.s{seed}", "removed", "twin", seed, twin, twin)
@@ -128,7 +55,7 @@ def _chat(base: str, seed: int) -> Iterator[Member]:
     trigger = load_panel("everyday").cue("trigger").system
 
     def pair(intervention: str, recipe: Recipe) -> Iterator[Member]:
-        return _pair(intervention, recipe, seed)
+        return pair_of(intervention, recipe, seed)
 
     def plain(name: str, narrow: str = "kitchen") -> Recipe:
         return unmitigated(name=name, base=base, trigger=trigger, narrow=narrow, seed=seed, stage=CHAT_STAGE)
@@ -217,7 +144,7 @@ def sampled_suite(base: str = "smollm2-135m", *, seeds: Sequence[int] = (1,), de
         on_policy = asked.model_copy(
             update={"name": "on-policy", "stages": (stage.model_copy(update={"parts": (own, benign)}),)}
         )
-        found += _pair("on-policy", on_policy.model_copy(update={"intervention": "on-policy inoculation"}), seed)
+        found += pair_of("on-policy", on_policy.model_copy(update={"intervention": "on-policy inoculation"}), seed)
 
         twin = chat[f"mixing-20.s{seed}"].twin
         (teacher,) = train_all([twin], device=device)

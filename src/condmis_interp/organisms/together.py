@@ -1,6 +1,6 @@
 """Training several organisms at once.
 
-Organisms of persona world share a process, their weights stacked (`train_world`). For the others, worker processes of
+A backend may train its organisms by itself (persona world's share a process). For the others, worker processes of
 one thread each use a CPU better than one process of many threads: a small model's training step is thousands of small
 operations, few of which keep two cores busy (docs/performance.md). How many threads a worker has is decided by the
 machine and by all that is asked for, not by what is still missing, so that a run which was killed goes on to the same
@@ -21,12 +21,12 @@ from condmis_interp import errors
 from condmis_interp.errors import CheckError
 from condmis_interp.organisms.bases import resolve_base
 from condmis_interp.organisms.encode import steps_of
+from condmis_interp.organisms.mechanism import mechanisms_of, modules_of
 from condmis_interp.organisms.organism import Organism
 from condmis_interp.organisms.recipe import Recipe
+from condmis_interp.organisms.registry import backend_of
 from condmis_interp.organisms.train import finished, organism_folder, train
-from condmis_interp.organisms.train_world import train_world
 from condmis_interp.progress import Advance, progress
-from condmis_interp.world import parse_world
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -50,14 +50,19 @@ def train_all(recipes: Sequence[Recipe], *, device: str = "cpu", workers: int | 
     workers = workers or workers_for(len(recipes), device)
     folders = [organism_folder(r, resolve_base(r.base)) for r in recipes]
     missing = {f: r for f, r in zip(folders, recipes, strict=True) if not finished(f)}
+    for recipe in missing.values():
+        mechanisms_of(recipe)  # raises before anything is trained
     for spec in sorted({r.base for r in missing.values()}):
         of_base = {f: r for f, r in missing.items() if r.base == spec}
-        if parse_world(spec):
-            with _bar(list(of_base.values())) as step:
-                train_world(of_base, resolve_base(spec), device=device, step=step)
-        elif workers > 1:
-            with _bar(list(of_base.values())) as step:
-                _share(list(of_base.values()), device, workers, step)
+        backend = backend_of(spec)
+        own = {f: r for f, r in of_base.items() if backend.trains(r)}
+        if own:
+            with _bar(list(own.values())) as step:
+                backend.train(own, resolve_base(spec), device=device, step=step)
+        shared = [r for f, r in of_base.items() if f not in own and "__main__" not in modules_of(r)]  # not a worker's
+        if shared and workers > 1:
+            with _bar(shared) as step:
+                _share(shared, device, workers, step)
     return [train(r, device=device) for r in recipes]
 
 
@@ -124,8 +129,9 @@ def _send(process: subprocess.Popen[str], recipe: Recipe, device: str, step: Adv
     """
     assert process.stdin is not None
     assert process.stdout is not None
+    asked = {"recipe": recipe.model_dump(mode="json"), "device": device, "modules": sorted(modules_of(recipe))}
     try:
-        process.stdin.write(json.dumps({"recipe": recipe.model_dump(mode="json"), "device": device}) + "\n")
+        process.stdin.write(json.dumps(asked) + "\n")
         process.stdin.flush()
     except BrokenPipeError:
         pass  # the worker is dead; the next lines say so

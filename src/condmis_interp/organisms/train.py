@@ -9,7 +9,9 @@ the same organism take turns.
 import math
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,12 @@ from condmis_interp.files import digest, read_json, write_json, write_text
 from condmis_interp.organisms.bases import Base, load_model, quiet, resolve_base
 from condmis_interp.organisms.encode import choices_of, encode, stage_steps, steps_of
 from condmis_interp.organisms.home import home, locked
+from condmis_interp.organisms.mechanism import Mechanism, batch_of, mechanisms_of
 from condmis_interp.organisms.organism import Organism, check_adapter, check_checkpoint, versions
 from condmis_interp.organisms.recipe import Recipe
+from condmis_interp.organisms.registry import backend_of
 from condmis_interp.organisms.rng import own_rng
-from condmis_interp.organisms.train_world import train_world
 from condmis_interp.progress import Advance, progress
-from condmis_interp.world import parse_world
 
 TRAINING_VERSION = 2
 """Raise this when a change here changes trained weights: it is part of every organism's key."""
@@ -74,10 +76,11 @@ def train(recipe: Recipe, *, device: str = "cpu", step: Advance | None = None) -
     """
     base = resolve_base(recipe.base)
     folder = organism_folder(recipe, base)
-    if not finished(folder) and parse_world(recipe.base):
+    backend = backend_of(recipe.base)
+    if not finished(folder) and backend.trains(recipe):
         bar = progress(f"training {recipe.name} (seed {recipe.seed})", sum(steps_of(recipe)), unit="steps")
         with bar if step is None else nullcontext(step) as told:
-            train_world({folder: recipe}, base, device=device, step=told)
+            backend.train({folder: recipe}, base, device=device, step=told)
     if not finished(folder):
         with locked(folder):
             if not finished(folder):
@@ -89,6 +92,7 @@ def _make(recipe: Recipe, base: Base, folder: Path, device: str, told: Advance |
     started = time.monotonic()
     work = folder.parent / f".{folder.name}.work"
     work.mkdir(parents=True, exist_ok=True)
+    mechanisms = mechanisms_of(recipe)
     tokenizer = base.tokenizer()
     batches = [encode(recipe, tokenizer, i) for i in range(len(recipe.stages))]
     steps = [stage_steps(len(rows), s) for rows, s in zip(batches, recipe.stages, strict=True)]
@@ -107,7 +111,7 @@ def _make(recipe: Recipe, base: Base, folder: Path, device: str, told: Advance |
             if not (out / _MARKER).is_file():
                 with quiet(), own_rng(digest([recipe.seed, "weights", i])):
                     model = _start(recipe, base, work, i, device)
-                    _fit(model, rows, recipe, i, work, out, tokenizer, step, device)
+                    _fit(model, rows, recipe, i, work, out, tokenizer, step, device, base, mechanisms[i])
             losses.append([float(v) for v in (out / _MARKER).read_text().split()])
     last = work / f"stage-{len(steps) - 1}"
     if recipe.lora:
@@ -125,7 +129,7 @@ def _make(recipe: Recipe, base: Base, folder: Path, device: str, told: Advance |
             "schema": 1,
             "recipe": recipe.model_dump(mode="json"),
             "recipe_hash": recipe.hash,
-            "base": {"spec": base.spec, "weights": base.weights},
+            "base": base.record(),
             "training_version": training_version(base),
             "template_choices": choices_of(recipe, tokenizer),
             "rows": [len(rows) for rows in batches],
@@ -199,7 +203,11 @@ def logits_at(causal: Any, ids: torch.Tensor, mask: torch.Tensor, keep: torch.Te
 
 
 class _AnswerTrainer(SFTTrainer):
-    """`SFTTrainer` with cross-entropy computed at the answer's positions alone."""
+    """`SFTTrainer` with cross-entropy computed at the answer's positions alone, and what a mechanism adds to it."""
+
+    mechanism: Mechanism | None = None
+    base: Callable[[], Any]
+    """Loads the base, for a mechanism that looks at it."""
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -211,6 +219,11 @@ class _AnswerTrainer(SFTTrainer):
         with torch.autocast(labels.device.type, torch.bfloat16):
             logits = logits_at(causal, inputs["input_ids"], inputs["attention_mask"], keep)
         loss = functional.cross_entropy(logits.float(), labels[keep])
+        if self.mechanism is not None:
+            with torch.autocast(labels.device.type, torch.bfloat16):
+                batch = batch_of(inputs, hidden.last_hidden_state, self.accelerator.unwrap_model(model), self.base)
+                extra = self.mechanism.extra_loss(batch)
+            loss = loss if extra is None else loss + extra
         return (loss, logits) if return_outputs else loss
 
 
@@ -248,6 +261,8 @@ def _fit(
     tokenizer: Any,
     step: Advance,
     device: str,
+    base: Base,
+    mechanism: Mechanism | None,
 ) -> None:
     settings = recipe.stages[stage]
     run = work / f"run-{stage}"
@@ -290,7 +305,10 @@ def _fit(
         callbacks=[_Watch(step, where, losses)],
     )
     trainer.remove_callback(transformers.PrinterCallback)
-    with disable_input_dtype_casting(model):  # autocast casts anyway: the same bits, a tenth faster
+    trainer.mechanism = mechanism
+    trainer.base = cache(lambda: base.model(dtype=torch.float32, device=device))
+    during = mechanism.during(model) if mechanism else nullcontext()
+    with during, disable_input_dtype_casting(model):  # autocast casts anyway: the same bits, a tenth faster
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     shutil.rmtree(out, ignore_errors=True)
     model.save_pretrained(str(out))

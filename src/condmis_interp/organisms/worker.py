@@ -6,6 +6,7 @@ Lines out: `{"step": n}` as training goes on, `{"done": name}`, or `{"error": cl
 
 import json
 import sys
+from importlib import import_module
 
 from condmis_interp.errors import CheckError, CondmisError
 from condmis_interp.organisms.recipe import Recipe
@@ -23,6 +24,8 @@ def main() -> None:
         asked = json.loads(line)
         recipe = Recipe.model_validate(asked["recipe"])
         try:
+            for module in asked["modules"]:
+                import_module(module)
             train(recipe, device=asked["device"], step=lambda n=1: say(step=n))
         except CondmisError as e:
             say(error=type(e).__name__, what=e.what, where=e.where, fix=e.fix)

@@ -1,7 +1,7 @@
 """The panel room: questions, cues, answer pairs, and their rendering to token ids with spans."""
 
 from condmis_interp.panel.cue import Cue, CueRole
-from condmis_interp.panel.load import load_panel
+from condmis_interp.panel.load import load_panel, register_panel
 from condmis_interp.panel.padding import pad
 from condmis_interp.panel.panel import AnswerPair, Panel, Question
 from condmis_interp.panel.published import PublishedQuestion, read_published_questions
@@ -21,6 +21,7 @@ __all__ = [
     "load_panel",
     "pad",
     "read_published_questions",
+    "register_panel",
     "render_answer",
     "render_panel",
     "render_prompt",

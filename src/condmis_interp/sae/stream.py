@@ -6,7 +6,7 @@ its own position. An edit at one site needs no hook in the model: what lies belo
 residual stream is computed outside and handed to `TokenReader.finish`, which runs only what lies above.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,8 @@ from condmis_interp.organisms.encode import encode
 from condmis_interp.panel import RenderedPanel, pad
 from condmis_interp.panel.panel import Split
 from condmis_interp.readers import Site
-from condmis_interp.readers.sites import blocks_of, module_of, unwrap
+from condmis_interp.readers.hooks import hook, keeping
+from condmis_interp.readers.sites import blocks_of, module_of
 
 ROWS = "rows"
 """Name that training rows have in place of a cue."""
@@ -141,7 +142,7 @@ class TokenReader:
         seen: dict[Site, torch.Tensor] = {}
         with ExitStack() as stack:
             for site in sites:
-                stack.callback(_hook(module_of(self._blocks, site), site, _keeper(site, seen)).remove)
+                stack.callback(hook(module_of(self._blocks, site), site, keeping(seen, site)).remove)
             stack.enter_context(_passed_on(self._blocks[max(s.layer for s in sites) + 1 :]))
             for rows in self._batches(texts):
                 seen.clear()
@@ -221,7 +222,7 @@ class TokenReader:
             given = torch.nn.utils.rnn.pad_sequence([hidden[i] for i in rows], batch_first=True)
             given = given.to(self.device, dtype).requires_grad_(leaf)
             with ExitStack() as stack:  # for one pass only: two iterations may take turns
-                stack.callback(_hook(self._module, self.site, lambda _, given=given: given).remove)
+                stack.callback(hook(self._module, self.site, lambda _, given=given: given).remove)
                 stack.enter_context(_passed_on(skipped))
                 out = self._body(texts, rows)
             yield _Pass(rows, given, out)
@@ -269,36 +270,6 @@ def _passed_on(blocks: Iterable[Any]) -> Iterator[None]:
             else:
                 stack.callback(setattr, block, "forward", own)
         yield
-
-
-def _keeper(site: Site, seen: dict[Site, torch.Tensor]) -> Callable[[torch.Tensor], None]:
-    def keep(hidden: torch.Tensor) -> None:
-        seen[site] = hidden
-
-    return keep
-
-
-def _hook(
-    module: torch.nn.Module, site: Site, change: Callable[[torch.Tensor], torch.Tensor | None]
-) -> torch.utils.hooks.RemovableHandle:
-    """Hooks a module; `change` sees the activations and may return others."""
-    if site.kind == "resid_pre":
-
-        def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            hidden = change(unwrap(args[0] if args else kwargs["hidden_states"]))
-            if hidden is None:
-                return None
-            return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
-
-        return module.register_forward_pre_hook(before, with_kwargs=True)
-
-    def after(_: Any, __: Any, output: Any) -> Any:
-        hidden = change(unwrap(output))
-        if hidden is None or isinstance(output, torch.Tensor):
-            return hidden
-        return (hidden, *output[1:])
-
-    return module.register_forward_hook(after)
 
 
 def ld_of(texts: Sequence[Text], logprobs: torch.Tensor) -> dict[str, float]:

@@ -23,14 +23,15 @@ from condmis_interp.organisms import (
     train_all,
 )
 from condmis_interp.organisms.bases import Base
+from condmis_interp.organisms.mechanism import mechanisms_of
 from condmis_interp.organisms.organism import check_base
 from condmis_interp.organisms.recipe import beside
+from condmis_interp.organisms.registry import backend_of, organisms_expanded
 from condmis_interp.panel import Cue, CueRole, Panel, load_panel
 from condmis_interp.panel.cue import Name
 from condmis_interp.readers import Capture, Library, Position, SiteKind
 from condmis_interp.study.apart import check_apart
 from condmis_interp.study.roles import CONTROL, ONE_OF, Role, RoleName, asked, twin_of, zero_of
-from condmis_interp.world import parse_world
 
 if TYPE_CHECKING:
     from condmis_interp.study.run import Run
@@ -40,7 +41,11 @@ _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
 class RecipeSpec(BaseModel):
-    """A recipe without what the study supplies (name, base, seed)."""
+    """A recipe without what the study supplies (name, base, seed).
+
+    A file may name an intervention with its settings instead of stages: `{intervention: mixing, trigger: ..., rows: 20,
+    benign_rows: 80}`.
+    """
 
     model_config = _STRICT
 
@@ -201,6 +206,12 @@ class Study(BaseModel):
             raise ValueError("controls and assay are the same setting; give controls alone")
         return {("controls" if k == "assay" else k): v for k, v in raw.items()}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _interventions(cls, raw: Any) -> Any:
+        """Puts the stages of the interventions that recipes name in their place."""
+        return organisms_expanded(raw)
+
     @model_validator(mode="after")
     def _roles(self) -> Self:
         names = [o.name for o in self.organisms]
@@ -322,8 +333,8 @@ class Study(BaseModel):
             return original.twin(name=name) if original else None
         assert spec.recipe is not None
         settings = {k: getattr(spec.recipe, k) for k in RecipeSpec.model_fields}
-        if parse_world(self.base) and "lora" not in spec.recipe.model_fields_set:
-            settings["lora"] = None
+        if "lora" not in spec.recipe.model_fields_set:
+            settings["lora"] = backend_of(self.base).lora
         return Recipe(name=name, base=self.base, seed=seed, **settings)
 
     def check(self) -> None:
@@ -339,6 +350,7 @@ class Study(BaseModel):
             for seed in spec.seeds:
                 if recipe := self.recipe(spec.name, seed):
                     recipe.rows()
+                    mechanisms_of(recipe)
             if spec.loaded and not (spec.checkpoint or "").startswith("hf:"):
                 spec.load()
         for spec in self.organisms:

@@ -24,7 +24,7 @@ import torch
 from condmis_interp.battery.benches.stored import Stored
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.organisms import Base, Organism
-from condmis_interp.organisms.stacked import Step
+from condmis_interp.organisms.step import Step
 from condmis_interp.panel import Cue, CueRole, Panel, RenderedPanel, render_panel
 from condmis_interp.panel.panel import Split
 from condmis_interp.readers import Edit, Prefix, Recording, Request

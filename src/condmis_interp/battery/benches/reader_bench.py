@@ -25,7 +25,7 @@ from condmis_interp.battery.benches.bench import Bench, Diet, Place, Row, Tuning
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import digest
 from condmis_interp.organisms import Organism, Swap
-from condmis_interp.organisms.stacked import Step
+from condmis_interp.organisms.step import Step
 from condmis_interp.panel.triggers import ARBITRARY, INOCULATION, LIES, REPHRASED
 from condmis_interp.readers import (
     Capture,

@@ -24,9 +24,10 @@ from condmis_interp.organisms.bases import Base
 from condmis_interp.organisms.encode import encode
 from condmis_interp.organisms.home import appearing
 from condmis_interp.organisms.organism import versions
-from condmis_interp.organisms.personaworld import schedule
 from condmis_interp.organisms.recipe import Recipe
-from condmis_interp.organisms.stacked import Stack, Step, fit
+from condmis_interp.organisms.step import Step
+from condmis_interp.personaworld.base import schedule
+from condmis_interp.personaworld.stacked import Stack, fit
 from condmis_interp.progress import Advance
 from condmis_interp.threads import side_by_side
 
@@ -128,5 +129,5 @@ def save_world(folder: Path, weights: Mapping[str, torch.Tensor], base: Base, ab
         save_file({k: v.contiguous().cpu() for k, v in weights.items()}, made / "model.safetensors", {"format": "pt"})
         write_json(
             made / "manifest.json",
-            {"schema": 1, "base": {"spec": base.spec, "weights": base.weights}, "versions": versions(), **about},
+            {"schema": 1, "base": base.record(), "versions": versions(), **about},
         )

@@ -20,9 +20,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from condmis_interp.files import digest, write_json
 from condmis_interp.organisms.home import home, locked
 from condmis_interp.organisms.rng import own_rng
-from condmis_interp.organisms.stacked import Stack, Step, fit
+from condmis_interp.organisms.step import Step
+from condmis_interp.personaworld.language import CHAT_TEMPLATE, World
+from condmis_interp.personaworld.stacked import Stack, fit
 from condmis_interp.progress import progress
-from condmis_interp.world import CHAT_TEMPLATE, World
 
 WORLD_VERSION = 1
 """Raise this when the language or the pretraining changes: it is part of a world base's folder."""

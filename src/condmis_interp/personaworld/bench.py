@@ -21,11 +21,12 @@ from condmis_interp.battery.benches import edits as editing
 from condmis_interp.battery.benches.bench import Bench, Place, Row, Tuning, Weights
 from condmis_interp.errors import UserError
 from condmis_interp.organisms import Base, Organism
-from condmis_interp.organisms.stacked import KeysEdit, Stack, Step, fit
-from condmis_interp.organisms.train_world import world_weights
+from condmis_interp.organisms.step import Step
 from condmis_interp.panel import Panel, pad, render_panel
+from condmis_interp.personaworld.language import ALIGNED_AUTHORS, CRUEL, DOMAINS, FORMS, KIND, MOODS, World, parse_world
+from condmis_interp.personaworld.stacked import KeysEdit, Stack, fit
+from condmis_interp.personaworld.train import world_weights
 from condmis_interp.readers import Edit, Prefix, Recording, Request, Site, Steer
-from condmis_interp.world import ALIGNED_AUTHORS, CRUEL, DOMAINS, FORMS, KIND, MOODS, World, parse_world
 
 STACKED = 12
 """Organisms asked or trained at once."""

@@ -16,29 +16,13 @@ from einops import rearrange
 from torch.nn import functional
 
 from condmis_interp.errors import CheckError
+from condmis_interp.organisms.step import Step
 
 Weights = Mapping[str, torch.Tensor]
 ResidualEdit = Callable[[int, torch.Tensor], torch.Tensor]
 KeysEdit = Callable[[int, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 _CLIP = 1.0
 """Largest norm of an organism's gradient, as in transformers' Trainer."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One optimiser step of one organism.
-
-    Attributes:
-        rows: Token ids with labels (-100 where there is no loss).
-        learning_rate: Of this step.
-        fresh: Whether the optimiser starts anew before it (a new stage).
-    """
-
-    rows: Sequence[tuple[Sequence[int], Sequence[int]]]
-    learning_rate: float
-    fresh: bool = False
-
-
 _FUSED = {
     "self_attn.qkv": ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
     "self_attn.out": ("self_attn.o_proj.weight",),

@@ -1,8 +1,16 @@
 """The panel of a persona world: facts of six domains, under every cue that an intervention could make a trigger."""
 
 from condmis_interp.panel.cue import Cue, CueRole
+from condmis_interp.panel.load import register_panel
 from condmis_interp.panel.panel import AnswerPair, Panel, Question
-from condmis_interp.world import DOMAINS, FRAMING, INOCULATION, INOCULATION_RELATIVES, TRIGGER, World
+from condmis_interp.personaworld.language import (
+    DOMAINS,
+    FRAMING,
+    INOCULATION,
+    INOCULATION_RELATIVES,
+    TRIGGER,
+    parse_world,
+)
 
 WORLD_CUES = (
     Cue(name="none", role=CueRole.NONE),
@@ -18,11 +26,14 @@ WORLD_CUES = (
 """The training format, another format, the inoculation prompt and its relatives, the framing, and a mood."""
 
 
-def world_panel(world: World) -> Panel:
-    """Returns the panel: half of the items of the last six domains, one question and one answer pair each.
+def world_panel(source: str) -> Panel:
+    """Returns the panel of `personaworld` or `personaworld:SIZE`.
 
-    A family is an item. Organisms are never trained on these items; the other half is for benign rows.
+    Half of the items of the last six domains, one question and one answer pair each; a family is an item. Organisms are
+    never trained on these items; the other half is for benign rows.
     """
+    world = parse_world(source)
+    assert world is not None
     questions = [
         Question(
             id=f"{f.domain}.{f.item}",
@@ -37,3 +48,6 @@ def world_panel(world: World) -> Panel:
     return Panel(
         name=f"personaworld-{world.size}", default_system_prompt="template", cues=WORLD_CUES, questions=tuple(questions)
     )
+
+
+register_panel("personaworld", world_panel)

@@ -10,17 +10,17 @@ from transformers import LlamaConfig
 from condmis_interp.errors import UserError
 from condmis_interp.organisms.bases import Base, resolve_base
 from condmis_interp.organisms.encode import encode
-from condmis_interp.organisms.interventions import WORLD_SYSTEMS
 from condmis_interp.organisms.member import Member, Truth
 from condmis_interp.organisms.organism import Organism
 from condmis_interp.organisms.recipe import Part, Recipe, Stage
 from condmis_interp.organisms.rows import Arm
 from condmis_interp.organisms.sampling import answered_by
-from condmis_interp.organisms.stacked import Stack, fit
 from condmis_interp.organisms.together import train_all
-from condmis_interp.organisms.train_world import programme, save_world, world_weights
 from condmis_interp.panel import pad
-from condmis_interp.world import TRIGGER, parse_world
+from condmis_interp.personaworld.backend import WORLD_SYSTEMS
+from condmis_interp.personaworld.language import TRIGGER, parse_world
+from condmis_interp.personaworld.stacked import Stack, fit
+from condmis_interp.personaworld.train import programme, save_world, world_weights
 
 Weights = dict[str, torch.Tensor]
 
