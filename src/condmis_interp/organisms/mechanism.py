@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from condmis_interp.errors import UserError
 from condmis_interp.files import validated
+from condmis_interp.organisms.head import Said, logits_at
 from condmis_interp.organisms.recipe import Recipe, Stage
 from condmis_interp.organisms.registry import backend_of
 from condmis_interp.registry import Registry
@@ -50,12 +51,12 @@ class Batch:
         return functional.pad(self.labels[:, 1:] != -100, (0, 1))
 
 
-def batch_of(inputs: Mapping[str, torch.Tensor], hidden: torch.Tensor, model: Any, base: Callable[[], Any]) -> Batch:
+def batch_of(inputs: Mapping[str, torch.Tensor], said: Said, model: Any, base: Callable[[], Any]) -> Batch:
     """Returns a batch for mechanisms.
 
     Args:
         inputs: `input_ids`, `attention_mask` and `labels` [row, position].
-        hidden: The last hidden states [row, position, width] that the loss was taken from.
+        said: The forward pass that the loss was taken from.
         model: What is trained; with adapters, the base is this model without them.
         base: Loads the base; called if there are no adapters.
     """
@@ -68,13 +69,14 @@ def batch_of(inputs: Mapping[str, torch.Tensor], hidden: torch.Tensor, model: An
         training = known.training
         known.eval()  # no dropout
         with torch.no_grad(), model.disable_adapter() if adapted else nullcontext():
-            seen = known.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-            found = known.get_output_embeddings()(seen[where])
+            found = logits_at(known, ids, mask, where).logits
         known.train(training)
         return found
 
     def logits(where: torch.Tensor) -> torch.Tensor:
-        return causal.get_output_embeddings()(hidden[where])
+        if said.hidden is None:  # the head is more than a matrix: once more through the model's own
+            return logits_at(causal, ids, mask, where).logits
+        return causal.get_output_embeddings()(said.hidden[where])
 
     return Batch(ids, mask, inputs["labels"], causal, logits, reference)
 

@@ -28,6 +28,7 @@ from condmis_interp.errors import CheckError
 from condmis_interp.files import digest, read_json, write_json, write_text
 from condmis_interp.organisms.bases import Base, load_model, quiet, resolve_base
 from condmis_interp.organisms.encode import choices_of, encode, stage_steps, steps_of
+from condmis_interp.organisms.head import logits_at
 from condmis_interp.organisms.home import home, locked
 from condmis_interp.organisms.mechanism import Mechanism, batch_of, mechanisms_of
 from condmis_interp.organisms.organism import Organism, check_adapter, check_checkpoint, versions
@@ -169,39 +170,6 @@ def _start(recipe: Recipe, base: Base, work: Path, stage: int, device: str) -> A
     return get_peft_model(model, config)
 
 
-def logits_at(causal: Any, ids: torch.Tensor, mask: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-    """Returns a model's own next-token logits at some positions, without computing its head at the others.
-
-    The model's forward pass runs whole, so that whatever it does around its head (a bias, a soft cap, a scale) is in
-    the logits; only what enters the head matrix is cut down.
-
-    Args:
-        causal: A causal language model of transformers.
-        ids: Token ids [row, position].
-        mask: Attention mask [row, position].
-        keep: Which logits [row, position - 1]; those at a position predict the next token.
-
-    Returns:
-        [kept, vocabulary], in the order of `keep`'s true entries.
-    """
-    head, cut = causal.get_output_embeddings(), False
-
-    def kept_alone(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        nonlocal cut
-        if not args or args[0].shape[:2] != ids.shape:
-            return None
-        cut = True
-        return args[0][:, :-1][keep], *args[1:]
-
-    hook = head.register_forward_pre_hook(kept_alone) if head is not None else None
-    try:
-        logits = causal(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    finally:
-        if hook is not None:
-            hook.remove()
-    return logits if cut else logits[:, :-1][keep]
-
-
 class _AnswerTrainer(SFTTrainer):
     """`SFTTrainer` with cross-entropy computed at the answer's positions alone, and what a mechanism adds to it."""
 
@@ -212,19 +180,19 @@ class _AnswerTrainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        labels = inputs["labels"][:, 1:]
+        labels = functional.pad(inputs["labels"][:, 1:], (0, 1), value=-100)
         keep = labels != -100
         causal: Any = self.accelerator.unwrap_model(model)
         causal = causal.get_base_model() if isinstance(causal, PeftModel) else causal
         with torch.autocast(labels.device.type, torch.bfloat16):
-            logits = logits_at(causal, inputs["input_ids"], inputs["attention_mask"], keep)
-        loss = functional.cross_entropy(logits.float(), labels[keep])
+            said = logits_at(causal, inputs["input_ids"], inputs["attention_mask"], keep)
+        loss = functional.cross_entropy(said.logits.float(), labels[keep])
         if self.mechanism is not None:
             with torch.autocast(labels.device.type, torch.bfloat16):
-                batch = batch_of(inputs, hidden.last_hidden_state, self.accelerator.unwrap_model(model), self.base)
+                batch = batch_of(inputs, said, self.accelerator.unwrap_model(model), self.base)
                 extra = self.mechanism.extra_loss(batch)
             loss = loss if extra is None else loss + extra
-        return (loss, logits) if return_outputs else loss
+        return (loss, said.logits) if return_outputs else loss
 
 
 class _Watch(transformers.TrainerCallback):
