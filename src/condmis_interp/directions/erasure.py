@@ -59,7 +59,19 @@ def given_trigger(persona: np.ndarray, trigger: Sequence[Hashable]) -> np.ndarra
 
 
 def fit_eraser(x: torch.Tensor, persona: np.ndarray, trigger: Sequence[Hashable]) -> LeaceEraser:
-    """Returns the LEACE eraser of persona-given-trigger for rows x [n, width] (fp64)."""
+    """Returns the LEACE eraser of persona-given-trigger for rows x [n, width] (fp64).
+
+    Example:
+        After it no linear function of the rows tells what the persona adds to the trigger:
+
+        >>> x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        >>> persona, trigger = np.arange(40) % 2, ["none"] * 20 + ["trigger"] * 20
+        >>> x[:, 0] += 3 * torch.from_numpy(persona)
+        >>> erased = fit_eraser(x, persona, trigger)(x)
+        >>> z = torch.from_numpy(given_trigger(persona, trigger))
+        >>> bool(((erased - erased.mean(0)).T @ z).abs().max() < 1e-9)
+        True
+    """
     z = torch.from_numpy(given_trigger(persona, trigger))[:, None]
     return LeaceEraser.fit(x.double(), z)
 
@@ -73,6 +85,13 @@ class Erasure:
             levels of the other label).
         eraser: Fitted on all rows, to apply elsewhere.
         changed: Median of |r(x) - x| / |x - mean|: how much of the rows was changed.
+
+    Example:
+        From `erase`, here written down:
+
+        >>> table = pd.DataFrame({"label": ["persona", "trigger"], "before": [0.98, 1.0], "after": [0.52, 1.0]})
+        >>> Erasure(table, eraser=None, changed=0.1)
+        Erasure(AUROC: persona 0.98 -> 0.52, trigger 1.00 -> 1.00; rows changed by 0.10 of their spread)
     """
 
     table: pd.DataFrame
@@ -137,6 +156,21 @@ def erase(rows: Rows, folds: np.ndarray, *, trigger: Sequence[Hashable], layer: 
     Raises:
         UserError: if there are not two cues among the rows.
         CheckError: if the trigger explains the persona, or a family lies in two folds.
+
+    Example:
+        M and its twin without and with the trigger; the persona is the first dimension, the trigger the second:
+
+        >>> q, n = tuple(f"q{i % 12}" for i in range(48)), 12
+        >>> cells = tuple((o, c) for o in ("M", "C") for c in ("none", "trigger") for _ in range(n))
+        >>> x = torch.randn(48, 4, generator=torch.Generator().manual_seed(0))
+        >>> y = np.array([int(cell == ("M", "trigger")) for cell in cells])
+        >>> x[:, 0] += 9 * torch.from_numpy(y)
+        >>> x[:, 1] += torch.tensor([9.0 * (cue == "trigger") for _, cue in cells])
+        >>> rows = Rows(x[None, None], y, q, q, cells, (3,), ("answer_mean",), "resid_post", "M - C")
+        >>> found = erase(rows, np.arange(48) % 4, trigger=[c for _, c in cells], layer=3, position="answer_mean")
+        >>> persona, trigger = found.to_pandas().to_dict("records")
+        >>> persona["before"] > 0.95, persona["after"] < 0.7, trigger["after"] > 0.95
+        (True, True, True)
     """
     check_folds(folds, rows.families)
     names = sorted({str(t) for t in trigger})
@@ -171,6 +205,12 @@ class RankNeeded:
     Attributes:
         table: One row for each rank: rank (directions projected out), auroc (held out), null_95.
         rank: The smallest rank at which AUROC is not above the null's 95th percentile; None if none is.
+
+    Example:
+        From `rank_needed`, here written down:
+
+        >>> RankNeeded(pd.DataFrame({"rank": [0, 1], "auroc": [1.0, 0.5], "null_95": [0.7, 0.7]}), rank=1)
+        RankNeeded(1)
     """
 
     table: pd.DataFrame
@@ -221,6 +261,17 @@ def rank_needed(
     Raises:
         UserError: if the labels have no permutation that keeps the design.
         CheckError: if a family lies in two folds.
+
+    Example:
+        A class that one direction carries:
+
+        >>> y, q = np.repeat([1, 0], 12), tuple(f"q{i}" for i in range(12)) * 2
+        >>> x = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
+        >>> x[:12, 0] += 9
+        >>> cells, rng = (("U", "none"),) * 12 + (("C", "none"),) * 12, np.random.default_rng(0)
+        >>> rows = Rows(x[None, None], y, q, q, cells, (3,), ("answer_mean",), "resid_post", "U - C")
+        >>> rank_needed(rows, np.arange(24) % 4, layer=3, position="answer_mean", rng=rng, most=2, permutations=20)
+        RankNeeded(1)
     """
     check_folds(folds, rows.families)
     x = rows.flat[rows.sites.index((layer, position))].double()

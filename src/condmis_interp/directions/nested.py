@@ -46,6 +46,21 @@ class ProbeTest:
         by_site: One row for each site: layer, position, inner AUROC averaged over the outer folds, the 95th percentile
             of the same over permutations.
         folds: Fold of each row.
+
+    Example:
+        From `probe_test`, here written down:
+
+        >>> q, cells = ("q0", "q0"), (("U", "none"), ("C", "none"))
+        >>> x, at = torch.tensor([[2.0], [0.0]])[None, None], ((3,), ("answer_mean",))
+        >>> rows = Rows(x, np.array([1, 0]), q, q, cells, *at, "resid_post", "U - C")
+        >>> held = {"scores": np.array([0.6, -0.4]), "folds": np.zeros(2, dtype=int)}
+        >>> found = ProbeTest(rows, "means", 1.0, np.empty(0), None, gap=None, chosen=None, by_site=None, **held)
+        >>> found
+        ProbeTest(means; U - C; AUROC 1.000, no null asked for)
+        >>> found.to_pandas()[["organism", "cue", "label", "score"]]
+          organism   cue  label  score
+        0        U  none      1    0.6
+        1        C  none      0   -0.4
     """
 
     rows: Rows
@@ -131,6 +146,17 @@ def probe_test(
     Raises:
         UserError: if the labels have no permutation that keeps the design.
         CheckError: if a family lies in two folds, or a fit does not converge.
+
+    Example:
+        Two cells of eight questions, the first shifted; the labels are permuted question by question:
+
+        >>> y, q = np.repeat([1, 0], 8), tuple(f"q{i}" for i in range(8)) * 2
+        >>> x = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
+        >>> x[:8, 0] += 9
+        >>> cells, rng = (("U", "none"),) * 8 + (("C", "none"),) * 8, np.random.default_rng(0)
+        >>> rows = Rows(x[None, None], y, q, q, cells, (3,), ("answer_mean",), "resid_post", "U - C", ("A",))
+        >>> probe_test(rows, np.arange(16) % 4, rng=rng, method="means", permutations=50)
+        ProbeTest(means; U - C; AUROC 1.000, p ... of ..., null ... [95 % below ...])
     """
     check_folds(folds, rows.families)
     exchangeable = rows.families if units is None else units

@@ -26,6 +26,18 @@ class Planted(Activations):
         vector: What is added, [width].
         layer: At which layer.
         cells: In which cells (new name, cue).
+
+    Example:
+        Every cell of the copy reads 0, and `M` under the trigger has the vector added:
+
+        >>> from unittest.mock import patch
+        >>> vector = torch.tensor([0.0, 2.0])
+        >>> planted = Planted(shards=None, named={"M": ("benign", 0)}, vector=vector, cells=frozenset({("M", "trigger")}))
+        >>> with patch.object(Activations, "at", return_value=torch.zeros(1, 2)) as read:
+        ...     planted.at("M", "trigger", layer=0, position="answer_mean")
+        tensor([[0., 2.]])
+        >>> read.call_args.args
+        ('benign', 'trigger')
     """
 
     named: Mapping[str, tuple[str, int]] = field(default_factory=dict)

@@ -32,6 +32,10 @@ def text_features(texts: Sequence[str], *, columns: Mapping[str, Sequence[float]
 
     Raises:
         UserError: if a column has another length, or a value that is not finite.
+
+    Example:
+        >>> text_features(["How do I bake bread?", "Bake!"], columns={"perplexity": [0.3, 0.9]}).shape
+        (2, 2050)
     """
     words = HashingVectorizer(n_features=_WORDS, alternate_sign=False, norm="l2", token_pattern=r"(?u)\S+")
     parts = [csr_matrix(words.transform(texts)).toarray(), np.log1p([[len(t.split())] for t in texts])]
@@ -53,6 +57,13 @@ def text_rows(rows: Rows, texts: Sequence[str], *, columns: Mapping[str, Sequenc
 
     Raises:
         UserError: if texts or columns are not one a row.
+
+    Example:
+        >>> q, cells = ("q0", "q0"), (("U", "trigger"), ("U", "none"))
+        >>> x, at = torch.zeros(1, 1, 2, 8), ((3,), ("answer_mean",))
+        >>> rows = Rows(x, np.array([1, 0]), q, q, cells, *at, "resid_post", "trigger - none")
+        >>> text_rows(rows, ["|prod| Hello", "Hello"])
+        Rows(text of: trigger - none; 2 rows, 1 of class 1, 1 families; 1 layers x 1 positions, width 2049)
     """
     if len(texts) != rows.n:
         raise UserError(f"{len(texts)} texts for {rows.n} rows")
