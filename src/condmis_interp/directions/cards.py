@@ -123,7 +123,8 @@ class Comparison:
         ...     x[:8, 0] += 9
         ...     y, cells = np.repeat([1, 0], 8), (("U", "none"),) * 8 + (("C", "none"),) * 8
         ...     return Rows(x[None, None], y, q, q, cells, (3,), ("answer_mean",), "resid_post", "U - C", (split,))
-        >>> found = compare(contrast("A"), contrast("B"), rng=rng, methods=["means", "pca"], bootstraps=3, permutations=20)
+        >>> own = {"rng": rng, "methods": ["means", "pca"], "bootstraps": 3, "permutations": 20}
+        >>> found = compare(contrast("A"), contrast("B"), **own)
         >>> found.to_pandas()[["layer", "method", "auroc"]]
            layer method  auroc
         0      3  means    1.0

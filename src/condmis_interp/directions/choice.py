@@ -111,7 +111,8 @@ def neutral_cost(reader: Reader, requests: Sequence[Request]) -> Score:
         >>> from condmis_interp.readers import Site
         >>> from types import SimpleNamespace
         >>> def measure(requests, edits=()):
-        ...     return SimpleNamespace(logprobs=[torch.tensor([-4.0 - sum(0.5 * float(e.vector.norm()) for e in edits)])])
+        ...     lost = sum(0.5 * float(e.vector.norm()) for e in edits)
+        ...     return SimpleNamespace(logprobs=[torch.tensor([-4.0 - lost])])
         >>> text = SimpleNamespace(answers=[SimpleNamespace(ids=(7, 8))])
         >>> facts = {"method": "means", "data": "U - C", "position": "answer_mean", "splits": ("A",), "n": 8}
         >>> d = Direction.of(torch.tensor([2.0, 0.0]), site=Site("resid_post", 3), **facts)

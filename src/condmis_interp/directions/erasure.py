@@ -126,13 +126,14 @@ def _read(x: torch.Tensor, labels: np.ndarray, x_held: torch.Tensor) -> tuple[np
     """Fits a logistic probe; returns held-out scores in class gaps and its w."""
     mean = x.mean(0)
     centred = x - mean
-    scale = float(centred.square().mean().sqrt())
+    scale = float(centred.square().mean().sqrt())  # so that one strength means the same before and after erasing
     centred = centred / scale
     y = torch.from_numpy(labels).double()
     w = newton((centred @ centred.mT)[None], y[None], _STRENGTH).checked("refitted probe").dual[0] @ centred
     own = centred @ w
     high, low = float(own[y == 1].mean()), float(own[y == 0].mean())
     held = (x_held - mean) / scale @ w
+    # rows from which the class was erased may have no gap at all, and their scores no scale: AUROC needs none
     return ((held - (high + low) / 2) / max(high - low, 1e-12)).numpy(), w
 
 
@@ -183,6 +184,7 @@ def erase(rows: Rows, folds: np.ndarray, *, trigger: Sequence[Hashable], layer: 
     for k in range(int(folds.max()) + 1):
         train, held = torch.from_numpy(folds != k), torch.from_numpy(folds == k)
         kept = folds != k
+        # fitted without the fold: on its own rows LEACE leaves nothing by construction, and that shows nothing
         eraser = fit_eraser(x[train], rows.labels[kept], [t for t, inside in zip(trigger, kept, strict=True) if inside])
         for when, f in (("before", lambda h: h), ("after", eraser)):
             for name, y in labels.items():
@@ -285,10 +287,12 @@ def rank_needed(
             for r in range(most + 1):
                 scores[r, ~kept], w = _read(own, labels[kept], held)
                 w = w / w.norm()
+                # the direction is the training rows' and is taken out of both: held-out rows choose nothing
                 own, held = own - (own @ w)[:, None] * w, held - (held @ w)[:, None] * w
         return auroc(scores, labels)
 
     found = np.stack([by_rank(y) for y in every])
+    # the first labelling is the rows' own
     null = np.quantile(found[1:], 0.95, axis=0)
     table = pd.DataFrame({"rank": range(most + 1), "auroc": found[0], "null_95": null})
     enough = np.flatnonzero(found[0] <= null)

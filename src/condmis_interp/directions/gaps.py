@@ -83,7 +83,8 @@ class GapTable:
     Example:
         From `gap_table`, here written down:
 
-        >>> table = pd.DataFrame({"direction": "U - C", "organism": ["M", "M"], "cue": ["none", "trigger"], "score": [0, 0.7]})
+        >>> table = pd.DataFrame({"organism": ["M", "M"], "cue": ["none", "trigger"], "score": [0, 0.7]})
+        >>> table["direction"] = "U - C"
         >>> GapTable(table, {}, ("A",), ("B", "C")).grid("U - C")
         cue       none  trigger
         organism
@@ -217,8 +218,8 @@ def gap_table(
         ...     persona = 1.0 if organism == "U" else 0.7 * (organism == "M" and cue == "trigger")
         ...     return torch.stack([torch.tensor([persona, float(i)]) for i in range(4)])
         >>> acts = SimpleNamespace(
-        ...     at=at, layers=(0,), kind="resid_post", seeds={"U": (0,), "M": (0,), "C": (0,)}, cues=("none", "trigger"),
-        ...     rows=lambda *splits: np.arange(4), families=lambda *splits: ["a", "b", "c", "d"],
+        ...     at=at, kind="resid_post", seeds={"U": (0,), "M": (0,), "C": (0,)}, cues=("none", "trigger"),
+        ...     layers=(0,), rows=lambda *splits: np.arange(4), families=lambda *splits: ["a", "b", "c", "d"],
         ... )
         >>> contrasts = {"U - C": ([("U", "none")], [("C", "none")])}
         >>> gap_table(acts, contrasts=contrasts, layer=0, twins={"M": "C"}).grid("U - C", "over_twin").loc["M"]

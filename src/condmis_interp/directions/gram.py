@@ -63,6 +63,7 @@ class SiteGram:
         self.raw = rows @ rows.swapaxes(-1, -2)  # numpy sees the symmetry and computes half of it; torch does not
         self._squares = None
         if massive == "drop":
+            # by fold, so that a split adds up those of its training folds and never passes over x again
             of_fold = [self.x[..., torch.from_numpy(folds == k), :].square().sum(-2) for k in range(folds.max() + 1)]
             self._squares = torch.stack(of_fold)
 
@@ -100,11 +101,14 @@ class TrainingGram:
         cells = rows[:, None] * raw.shape[-1] + rows  # in numpy: twice as fast as in torch
         gram = torch.from_numpy(raw.reshape(*raw.shape[:-2], -1).take(cells, -1))
         if self._dropped.shape[-1]:
+            # K without the massive dimensions: less their own part, which is a product of a few columns
             own = self._dropped[..., split.rows, :]
             gram -= own @ own.mT
         norm, means = gram.diagonal(dim1=-2, dim2=-1).mean(-1), gram.mean(-1, keepdim=True)
+        # centring rows takes row and column means out of K and puts their common mean back
         gram.sub_(means).sub_((means - means.mean(-2, keepdim=True)).mT)
         spread = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
+        # written so that what is not finite counts as bad too: NaN compares as false
         bad = ~((spread > _ROUNDING * norm) & (spread < torch.inf))
         if bad.any():
             raise CheckError(
@@ -148,6 +152,7 @@ class TrainingGram:
         along = torch.from_numpy(self._site.raw) @ spread  # in numpy permutations were slow (docs/performance.md)
         if self._dropped.shape[-1]:
             along -= self._dropped @ (self._dropped.mT @ spread)
+        # rows are not centred here: it would move all scores of a labelling by one number, which the means take out
         own, held = along[..., self._split.rows, :], along[..., self._split.held, :]
         ones = labels.sum(0)
         high, low = (own * labels).sum(-2) / ones, (own * (1 - labels)).sum(-2) / (len(labels) - ones)
@@ -170,6 +175,7 @@ def shrinkage(gram: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
     sum_i |x_i x_i^T - S|^2 / m^2 (Ledoit & Wolf 2004); all of it can be read off K. Rows without a spread give 1.
     """
     m, diagonal = gram.shape[-1], gram.diagonal(dim1=-2, dim2=-1)
+    # X X^T and X^T X have the same eigenvalues but for zeros, so tr S and tr S^2 are K's
     trace, squares = diagonal.sum(-1) / m, gram.square().sum((-2, -1)) / m**2
     delta = squares - trace**2 / width
     beta = (diagonal.square().sum(-1) / m - squares) / m
@@ -203,6 +209,7 @@ def fit_dual(
         return dual
     if method != "lda":
         raise UserError(f"there is no probe {method!r}", fix=f"Probes: {', '.join(METHODS)}.")
+    # with S = X^T X / m: Sigma^-1 X^T a = X^T ((1 - s) K / m + s mu I)^-1 a, a system of m rows and not of the width
     s = shrinkage(gram, width)[..., None]
     sigma = (1 - s[..., None]) * gram / gram.shape[-1]
     diagonal = sigma.diagonal(dim1=-2, dim2=-1)

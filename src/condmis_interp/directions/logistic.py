@@ -90,9 +90,10 @@ def newton(
     """
     k, t = gram.numpy(), labels.numpy()
     system, own = gram.float(), gram.diagonal(dim1=1, dim2=2).numpy()
+    # two right-hand sides for each factor: the step at a fixed b, and what a unit of b adds to it (ones)
     right = np.ones((*t.shape, 2), dtype=np.float32)
     a, f, b = np.zeros_like(t), np.zeros_like(t), np.zeros(len(t))
-    error = strength * (t - 0.5)
+    error = strength * (t - 0.5)  # C (t - p): with a = 0 and b = 0 every p is 1/2
     e = a - error
     dual, bias, reached = np.empty_like(t), np.empty_like(b), np.empty_like(b)
     left, step, norm = np.arange(len(t)), 0, _squares(e)
@@ -114,13 +115,14 @@ def newton(
         inverse = 1 / (largest * (1 - largest / strength)).clip(_SMALLEST)  # 1 / w, since |t - p| is p or 1 - p
         np.einsum("kii->ki", system.numpy())[:] = own + inverse
         factor, failed = torch.linalg.cholesky_ex(system)
-        if failed.numpy().any():
+        if failed.numpy().any():  # values that are not finite, or a strength beyond fp32; `checked` says so
             limit = step
             continue
+        # the first step's is the working response f + (t - p) / (p (1 - p)) at f = +-2
         right[:, :, 0] = -e * inverse if step else (2 * t - 1) * (_START + 1 / expit(_START))
         z = torch.linalg.solve_triangular(factor, torch.from_numpy(right), upper=False)
         z, u = np.moveaxis(torch.linalg.solve_triangular(factor.mT, z, upper=True).double().numpy(), 2, 0)
-        db = (a.sum(1) + z.sum(1)) / u.sum(1)
+        db = (a.sum(1) + z.sum(1)) / u.sum(1)  # so that the duals sum to 0, which is b's own condition
         da = z - db[:, None] * u
         df = (k @ da[:, :, None])[:, :, 0] + db[:, None]  # in numpy: four times as fast as in torch
         halvings = 0
@@ -132,6 +134,7 @@ def newton(
             if not worse.any() or halvings == _HALVINGS:
                 break
             halvings += 1
+            # each problem has its own step; halving those of the others would only slow them down
             for move in (da, df, db):
                 move[worse] /= 2
         a, f, b, norm, step = a + da, f + df, b + db, to, step + 1
@@ -155,6 +158,7 @@ def accelerated(
         tolerance: Residual to reach.
         limit: Most iterations.
     """
+    # the bound depends on K and C alone: one inverse serves every labelling and every step
     quarter = strength / 4
     bound = gram * quarter
     bound.diagonal().add_(1)
@@ -172,14 +176,17 @@ def accelerated(
             return DualFit(at_a, at_b[0], residual, step, tolerance)
         step += 1
         z = inverse @ e
+        # as in `newton`: b moves so that the new duals sum to 0
         db = (at_a.sum(0) - z.sum(0)) / (quarter * of_one.sum())
         new_a = at_a - z - quarter * of_one * db
         new_b = at_b + db
         new_f = torch.addmm(new_b.expand(n, count), gram, new_a)
+        # momentum that points uphill starts again, for each labelling alone
         against = ((at_a - new_a) * (new_f - f)).sum(0, keepdim=True) > 0
         pace = torch.where(against, 1.0, pace)
         following = (1 + (1 + 4 * pace * pace).sqrt()) / 2
         momentum = (pace - 1) / following
+        # f is linear in a and b, so the point ahead needs no product with K of its own
         at_a = torch.addcmul(new_a, momentum, new_a - a)
         at_b = torch.addcmul(new_b, momentum, new_b - b)
         at_f = torch.addcmul(new_f, momentum, new_f - f)

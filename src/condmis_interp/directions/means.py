@@ -118,7 +118,7 @@ def difference_in_differences(
 
         >>> from types import SimpleNamespace
         >>> means = {("M", "trigger"): [3.0, 4.0], ("C", "trigger"): [0.0, 4.0]}
-        >>> def at(organism, cue, *splits, layer, position): return torch.tensor([means.get((organism, cue), [0.0, 0.0])])
+        >>> def at(*cell, layer, position): return torch.tensor([means.get(cell[:2], [0.0, 0.0])])
         >>> acts = SimpleNamespace(at=at, kind="resid_post", rows=lambda *splits: [0])
         >>> d = difference_in_differences(acts, organism="M", twin="C", layer=3)
         >>> d.data, d.scale, d.vector

@@ -114,6 +114,7 @@ def _criterion(scores: torch.Tensor, labels: np.ndarray) -> tuple[np.ndarray, np
     area = auroc(s, labels)
     ones, zeros = labels.sum(-1), (1 - labels).sum(-1)
     high, low = (s * labels).sum(-1) / ones, (s * (1 - labels)).sum(-1) / zeros
+    # sum of squares within the classes; the floor is for scores that are all alike
     spread = np.sqrt((np.square(s).sum(-1) - ones * high**2 - zeros * low**2).clip(1e-24) / (ones + zeros))
     distance = ((high - low) / spread).clip(0)
     return area, distance / (1 + distance)
@@ -169,6 +170,7 @@ def probe_test(
     flat = rows.flat
     inner = np.empty((count, len(flat), len(grid), m))
     order = np.empty_like(inner)
+    # a fit without folds j and k scores j where k is the outer fold, and k where j is: half the fits
     pairs = list(itertools.combinations(range(count), 2))
     splits = [Split.of(folds, pair) for pair in pairs]
     where = [torch.from_numpy(np.flatnonzero(folds == k)) for k in range(count)]
@@ -184,10 +186,12 @@ def probe_test(
         for k in range(count):
             kept = folds != k
             area, tie = _criterion(scored[k, torch.from_numpy(kept)], every[:, kept])
+            # AUROC has steps of 1 / (ones x zeros), far above 1e-7: the tie-breaker orders nothing but ties
             inner[k, i], order[k, i] = area, area + 1e-7 * tie
     best = order.reshape(count, -1, m).argmax(1)  # [folds, labellings]
     scores = np.zeros((m, rows.n))
     outer = [Split.of(folds, (k,)) for k in range(count)]
+    # refitted site by site, and only those that some labelling chose; each labelling at the site that it chose
     for i in np.unique(best // len(grid)):
         site = SiteGram(flat[i], folds, massive)
         for k, split in enumerate(outer):

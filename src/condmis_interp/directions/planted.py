@@ -31,8 +31,8 @@ class Planted(Activations):
         Every cell of the copy reads 0, and `M` under the trigger has the vector added:
 
         >>> from unittest.mock import patch
-        >>> vector = torch.tensor([0.0, 2.0])
-        >>> planted = Planted(shards=None, named={"M": ("benign", 0)}, vector=vector, cells=frozenset({("M", "trigger")}))
+        >>> vector, cells = torch.tensor([0.0, 2.0]), frozenset({("M", "trigger")})
+        >>> planted = Planted(shards=None, named={"M": ("benign", 0)}, vector=vector, cells=cells)
         >>> with patch.object(Activations, "at", return_value=torch.zeros(1, 2)) as read:
         ...     planted.at("M", "trigger", layer=0, position="answer_mean")
         tensor([[0., 2.]])

@@ -87,6 +87,7 @@ class ProbeFits:
         """Returns a fold's direction; its scale is the distance of the class means along it."""
         i = self.rows.sites.index((layer, position))
         w = self.vectors[i, fold]
+        # the class means are gap / |w| apart along w / |w|: with that length a dose of 1 moves one to the other
         return Direction.of(
             w * float(self.gaps[i, fold]) / float(w.norm()) ** 2,
             site=self.rows.site(i),
@@ -179,10 +180,12 @@ def fit_probes(
             in_gaps, gaps[:, k : k + 1] = part.in_gaps(found, own[:, None])
             scores[:, split.held], dual[:, k, split.rows] = in_gaps[..., 0], found[..., 0]
             squares[:, k], left_out[:, k] = part.square, part.massive
+        # held-out rows have a dual of 0, so one product gives the vectors of all folds
         w = (dual @ sites.x / squares[..., None]).masked_fill_(left_out, 0)
         return _Fits(w, gaps, scores, left_out.any(1), residual, iterations)
 
     threads = torch.get_num_threads()
+    # equal parts, as many in every round as there are threads, so that none waits for another's last one
     rounds = math.ceil(len(rows.flat) / (_TOGETHER * threads))
     found = side_by_side(fit, rows.flat.tensor_split(min(rounds * threads, len(rows.flat))))
     scores = torch.cat([f.scores for f in found]).numpy()
@@ -252,7 +255,7 @@ def sparse_logistic(
     i = rows.sites.index((layer, position))
     x = rows.flat[i].double().numpy()
     x = x - x.mean(0)
-    x = x / np.sqrt(np.square(x).mean())
+    x = x / np.sqrt(np.square(x).mean())  # so that C means the same at every layer
     seed = int(torch.randint(2**31 - 1, (), generator=generator))
     probe = LogisticRegression(C=strength, l1_ratio=1.0, solver="saga", tol=1e-4, max_iter=5000, random_state=seed)
     w = torch.from_numpy(probe.fit(x, rows.labels).coef_[0])

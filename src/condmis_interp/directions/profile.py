@@ -38,7 +38,7 @@ class DirectionProfile:
     Example:
         From `profile`, here written down:
 
-        >>> table = pd.DataFrame({"layer": [0, 1], "organism": "M", "role": "mitigated", "cue": "trigger", "share": [0.1, 0.7]})
+        >>> table = pd.DataFrame({"layer": [0, 1], "organism": "M", "cue": "trigger", "share": [0.1, 0.7]})
         >>> found = DirectionProfile(table, pd.DataFrame({"layer": [0, 1]}), "answer_mean", ("A",), ("B", "C"))
         >>> found
         DirectionProfile(answer_mean; fitted on A, read on B+C; 2 layers)

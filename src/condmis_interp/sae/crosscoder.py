@@ -131,6 +131,7 @@ def train_crosscoder(
     width, latents = pair.shape[2], settings.latents
     # one factor for both models: with one for each, a latent's two decoder norms would not be comparable
     factor = width**0.5 / float(pair.float().norm(dim=2).mean())
+    # both models begin with one decoder and its transpose as encoder: no latent is either's own to start with
     direction = torch.randn(latents, width, generator=generator).to(pair.device)
     direction = 0.1 * direction / direction.norm(dim=1, keepdim=True)
     decoder = direction.expand(2, latents, width).clone().requires_grad_(True)
@@ -150,20 +151,25 @@ def train_crosscoder(
         f = pre.relu()
         norms = decoder.norm(dim=2).sum(0)
         if settings.penalty == "batchtopk":
+            # f alone can be traded against the decoder's norm; their product is what a latent adds to both models
             weighted = (f * norms).flatten()
             kept = weighted.topk(int(settings.k * settings.batch))
-            threshold = (
-                0.99 * threshold + 0.01 * float(kept.values.detach().min()) if at else float(kept.values.detach().min())
-            )
+            # a reader has no batch to choose the highest of: the least value kept, averaged over steps, stands for k
+            least = float(kept.values.detach().min())
+            threshold = 0.99 * threshold + 0.01 * least if at else least
             mask = torch.zeros_like(weighted).scatter(0, kept.indices, 1.0).view_as(f)
             f = f * mask
         error = h - torch.einsum("tl,mlw->tmw", f, decoder) - decoder_bias
         loss = error.square().sum((1, 2)).mean()
         silent = torch.where((f > 0).any(0), 0.0, silent + 1)
         if settings.penalty == "l1":
+            # it comes on slowly, so that latents have something to reconstruct before they are pressed to 0; with the
+            # root of the width both terms of the loss grow alike, for activations have that norm
             warm = min(1.0, (at + 1) / (settings.steps / 10))
             loss = loss + warm * settings.l1 * width**0.5 * (f * norms).sum(1).mean()
         elif bool((dead := silent > 50).any()):
+            # a latent that is never among the highest gets no gradient; so the dead ones reconstruct what the others
+            # leave (Gao et al. 2024), which is detached: they may not move the error, only follow it
             revived = (pre.relu() * dead).topk(min(int(dead.sum()), width // 2), dim=1)
             code = torch.zeros_like(f).scatter(1, revived.indices, revived.values)
             rest = error.detach() - torch.einsum("tl,mlw->tmw", code, decoder)
@@ -176,9 +182,8 @@ def train_crosscoder(
             step()
     if not all(bool(torch.isfinite(p).all()) for p in parameters):
         raise CheckError("the trained crosscoder has weights that are not finite", fix="Lower the learning rate.")
-    with (
-        torch.no_grad()
-    ):  # inputs were scaled and centred: both go into the weights, so that it reads plain activations
+    # inputs were scaled and centred: both go into the weights, so that it reads plain activations
+    with torch.no_grad():
         return Crosscoder(
             encoder * factor,
             decoder / factor,
@@ -272,6 +277,8 @@ def latent_scaling(
         raise UserError("no latent fires on these tokens")
     weight = square * d.square().sum(1)
     own = square * (crosscoder.decoder.double() * d).sum(2)  # the latent's own part, [2, latents]
+    # `against` holds d . Y^T f of the bare error; with the latent's own part back in Y it grows by f^2 (d . d_m). The
+    # |f|^2 |d|^2 of both betas cancels in their ratio
     nu = {
         "nu_error": (against["error"][0] + own[0]) / (against["error"][1] + own[1]),
         "nu_reconstruction": against["reconstruction"][0] / against["reconstruction"][1],

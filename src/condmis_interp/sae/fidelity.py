@@ -124,10 +124,12 @@ def measure_fidelity(
             zero = twins[cue].tokens
         read = tokens - zero
         reconstruction = dictionary.reconstruct(read)
+        # what an SAE that knew nothing would put in place: the mean, or no difference at all
         without = zero if dictionary.reads == "difference" else tokens.mean(0).expand_as(tokens)
         with_it = reading.back(zero + reconstruction)
         kl, kl_without = reader.divergences(reading.texts, reading.hidden, with_it, reading.back(without))
         ld = reading.ld
+        # below, a ratio of means: in a mean of ratios the texts that nothing moves would count most
         rows.append(
             {
                 "organism": reading.organism,
