@@ -50,6 +50,22 @@ class FeatureCauses:
         ld: LD of organism and twin in the cell.
         data: What was compared.
         split_families: Families of the questions used here.
+
+    Example:
+        From `feature_causes`, here written down:
+
+        >>> ablations = pd.DataFrame({
+        ...     "kind": ["latents", "pca"], "name": ["10 latents", "PCA-10"], "rank": [10, 10],
+        ...     "share": [0.12, 0.56], "low": [0.05, 0.35], "high": [0.21, 0.95],
+        ... })
+        >>> gain, random, ld = (-1.9, -2.7, -1.1), (0.5, 0.2, 0.8), (-1.0, -5.3)
+        >>> found = FeatureCauses(ablations, pd.DataFrame(), gain, random, ld, "M against C under trigger", ("f0",))
+        >>> found.beats_pca
+        False
+        >>> print(found.sentence())
+        On held-out questions 10 SAE latents lose to 10 principal components: the SAE takes back 0.12 [0.05, 0.21] ...
+        >>> FeatureCauses.from_json(found.to_json()).gain == gain
+        True
     """
 
     ablations: pd.DataFrame = field(repr=False)
@@ -160,6 +176,14 @@ def difference_components(organism: Reading, twin: Reading, rank: int) -> torch.
         organism: M's reading of a cell of split A.
         twin: C's, of the same tokens.
         rank: How many.
+
+    Example:
+        >>> from condmis_interp.sae import Text
+        >>> texts = [Text((1, 2, 3), 2, "none", "q", "f", answer) for answer in (0, 1)]
+        >>> m = Reading("M", "none", texts, [torch.tensor([[0.0, 0.0], [5.0, 1.0], [3.0, 1.0]])] * 2, torch.zeros(2))
+        >>> c = Reading("C", "none", texts, [torch.tensor([[0.0, 0.0], [1.0, 1.0], [1.0, 1.0]])] * 2, torch.zeros(2))
+        >>> difference_components(m, c, rank=1).abs()
+        tensor([[1., 0.]])
     """
     organism.paired(twin)
     d = organism.tokens.double() - twin.tokens.double()
@@ -207,6 +231,41 @@ def feature_causes(
     Raises:
         CheckError: if a cell did not pass the gate, or an edit changed nothing.
         UserError: if there are no latents, or a question's family was used to choose them.
+
+    Example:
+        A model whose LD is the first dimension, and an SAE that has it as latent 0: set to the twin's value, that
+        latent takes back the whole gap, as one principal component does:
+
+        >>> from types import SimpleNamespace
+        >>> from sae_lens import StandardSAE, StandardSAEConfig
+        >>> from condmis_interp.readers import Site
+        >>> from condmis_interp.sae import Text, fidelity
+        >>> sae = StandardSAE(StandardSAEConfig(d_in=2, d_sae=2, apply_b_dec_to_input=False))
+        >>> sae.W_enc.data, sae.W_dec.data = torch.eye(2), torch.eye(2)
+        >>> def finish(texts, hidden):
+        ...     signs = [0.5 if t.answer == 0 else -0.5 for t in texts]
+        ...     return torch.stack([s * h[1:, 0].sum() for s, h in zip(signs, hidden)]).double()
+        >>> cells, readings = [("M", "trigger"), ("C", "trigger"), ("C", "none")], {}
+        >>> for organism, cue in cells:
+        ...     texts = [Text((1, 2, 3), 2, cue, f"q{i}", f"f{i}", answer) for i in range(6) for answer in (0, 1)]
+        ...     hidden = [torch.tensor([[1.0 + 2.0 * (organism == "M") + t.answer, 1.0]]).expand(3, 2) for t in texts]
+        ...     hidden = [h + 0.1 * i for i, h in enumerate(hidden)]
+        ...     readings[organism, cue] = Reading(organism, cue, texts, hidden, finish(texts, hidden))
+        >>> row = {"explained": 1.0, "recovered": 1.0, "l0": 2.0, "ld": 0.0, "ld_shift": 0.0}
+        >>> table = pd.DataFrame({"latent": [0], "did": [2.0], "rate": [1.0], "chosen": [True]})
+        >>> found = feature_causes(
+        ...     Dictionary(sae, Site("resid_post", 3), "mine"), (SimpleNamespace(finish=finish),) * 2, readings,
+        ...     FeatureDiff(table, "M against C", "difference", 6, 0.05, 1, 1), organism="M", twin="C",
+        ...     gate=fidelity([row | {"organism": o, "cue": c} for o, c in cells], base="C"), selected_on=["another"],
+        ...     components=torch.tensor([[1.0, 0.0]]), generator=torch.Generator().manual_seed(0),
+        ... )
+        >>> found.ablations[["kind", "share"]].round(2)
+                 kind  share
+        0      latent    1.0
+        1     latents    1.0
+        2         pca    1.0
+        3       pca-1    1.0
+        4  everything    1.0
     """
     read = (organism,) if dictionary.reads == "difference" else (organism, twin)
     gate.require([(o, trigger) for o in read])

@@ -33,6 +33,14 @@ class DictionaryCheck:
         norm_ratio: Mean norm of the reconstruction over mean norm of the activations.
         elsewhere: Explained variance at other sites.
         tokens: Number of tokens.
+
+    Example:
+        From `check_dictionary`, here written down:
+
+        >>> facts = {"dead": 0.01, "norm_ratio": 0.95, "elsewhere": {}, "tokens": 500}
+        >>> check = DictionaryCheck(explained=0.9, by_half=0.7, l0=12.0, **facts)
+        >>> check.by_half < check.explained
+        True
     """
 
     explained: float
@@ -64,6 +72,22 @@ def check_dictionary(
 
     Raises:
         CheckError: if it explains too little, is not sparse, has another L0 than its k, or is another layer's.
+
+    Example:
+        A sound SAE, and the same one on activations that it does not fit:
+
+        >>> from sae_lens import StandardSAE, StandardSAEConfig
+        >>> sae = StandardSAE(StandardSAEConfig(d_in=4, d_sae=4, apply_b_dec_to_input=False))
+        >>> sae.W_enc.data, sae.W_dec.data = torch.eye(4), torch.eye(4)
+        >>> dictionary = Dictionary(sae, Site("resid_post", 3), "mine")
+        >>> h = torch.rand(50, 4, generator=torch.Generator().manual_seed(0))
+        >>> h = torch.where(h > 0.7, h, 0.0)
+        >>> check_dictionary(dictionary, h).explained
+        1.0
+        >>> check_dictionary(dictionary, -h)
+        Traceback (most recent call last):
+            ...
+        condmis_interp.errors.CheckError: mine at resid_post[3]: no latent is active on any token. ...
     """
     others = {str(site): explained_variance(h, dictionary.reconstruct(h)) for site, h in (elsewhere or {}).items()}
     others.pop(str(dictionary.site), None)

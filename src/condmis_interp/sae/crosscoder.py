@@ -43,6 +43,18 @@ class Crosscoder:
         decoder_bias: [2, width].
         threshold: A latent below it is 0; 0 for L1.
         penalty: How it was made sparse.
+
+    Example:
+        Two latents in two dimensions: the first is in both models, the second in the organism alone:
+
+        >>> decoder = torch.stack([torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.eye(2)])
+        >>> encoder = torch.stack([torch.zeros(2, 2), torch.eye(2)])
+        >>> crosscoder = Crosscoder(encoder, decoder, torch.zeros(2), torch.zeros(2, 2), 0.0, "batchtopk")
+        >>> crosscoder.norm_share()
+        array([0.5, 1. ])
+        >>> crosscoder.reconstruct(torch.tensor([[[2.0, 0.0], [2.0, 3.0]]]))
+        tensor([[[2., 0.],
+                 [2., 3.]]])
     """
 
     encoder: torch.Tensor = field(repr=False)
@@ -92,6 +104,10 @@ class CrosscoderSettings:
         batch: Tokens a step.
         learning_rate: Peak; falls to 0 over the last fifth.
         auxiliary: Weight of the dead latents' loss on the residual error (`batchtopk`).
+
+    Example:
+        >>> CrosscoderSettings(latents=24, penalty="l1", l1=0.4).k  # not used by L1
+        32.0
     """
 
     latents: int = 1024
@@ -122,6 +138,13 @@ def train_crosscoder(
     Raises:
         UserError: if the activations have another shape, or there are fewer than one batch.
         CheckError: if a weight is not finite in the end.
+
+    Example:
+        >>> pair = torch.randn(64, 2, 4, generator=torch.Generator().manual_seed(0))
+        >>> settings = CrosscoderSettings(latents=8, k=2, steps=20, batch=32)
+        >>> crosscoder = train_crosscoder(pair, settings=settings, generator=torch.Generator().manual_seed(0))
+        >>> crosscoder.latents, list(crosscoder.encode(pair).shape)
+        (8, [64, 8])
     """
     if pair.ndim != 3 or pair.shape[1] != 2 or len(pair) < settings.batch:
         raise UserError(
@@ -203,6 +226,13 @@ class LatentScaling:
             decoder says exclusive), exclusive (and latent scaling agrees).
         norm_floor: Norm share from which a latent claims to be exclusive.
         nu_ceiling: Highest ratio of an exclusive one.
+
+    Example:
+        From `latent_scaling`, here written down:
+
+        >>> table = pd.DataFrame({"latent": [4, 9], "claimed": [True, True], "exclusive": [True, False]})
+        >>> LatentScaling(table, norm_floor=0.9, nu_ceiling=0.2)
+        LatentScaling(2 of 2 latents claim to be exclusive, 1 are)
     """
 
     table: pd.DataFrame = field(repr=False)
@@ -260,6 +290,20 @@ def latent_scaling(
 
     Raises:
         UserError: if no latent fires on these tokens.
+
+    Example:
+        A crosscoder that has two latents for one concept of both models (one for each) and one for a concept that only
+        the organism has. Two claim to be the organism's own, and one is:
+
+        >>> decoder, encoder = torch.zeros(2, 3, 2), torch.zeros(2, 2, 3)
+        >>> decoder[0, 0, 0] = decoder[1, 1, 0] = decoder[1, 2, 1] = 1.0
+        >>> encoder[0, 0, 0] = encoder[1, 0, 1] = encoder[1, 1, 2] = 1.0
+        >>> crosscoder = Crosscoder(encoder, decoder, torch.zeros(3), torch.zeros(2, 2), 0.0, "l1")
+        >>> f = torch.rand(50, 2, generator=torch.Generator().manual_seed(0)).round()
+        >>> pair = torch.stack([f * torch.tensor([1.0, 0.0]), f], 1)
+        >>> found = latent_scaling(crosscoder, pair)
+        >>> found.claimed, found.exclusive
+        ([1, 2], [2])
     """
     d = crosscoder.decoder[1].double()
     square = torch.zeros(crosscoder.latents, dtype=torch.float64)

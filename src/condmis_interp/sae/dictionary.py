@@ -30,6 +30,22 @@ class Dictionary:
         source: Folder or release it came from.
         reads: What it was trained on: a model's activations, or the difference of two models' on the same tokens.
         facts: What was checked when it was loaded, for manifests.
+
+    Example:
+        An SAE with a latent for each direction of each axis, in two dimensions:
+
+        >>> from sae_lens import StandardSAE, StandardSAEConfig
+        >>> sae = StandardSAE(StandardSAEConfig(d_in=2, d_sae=4, apply_b_dec_to_input=False))
+        >>> axes = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+        >>> sae.W_enc.data, sae.W_dec.data = axes.T.contiguous(), axes
+        >>> dictionary = Dictionary(sae, Site("resid_post", 3), "mine")
+        >>> dictionary
+        Dictionary(standard, 4 latents, resid_post[3], activations, mine)
+        >>> h = torch.tensor([[2.0, -3.0]])
+        >>> dictionary.encode(h)
+        tensor([[2., 0., 0., 3.]])
+        >>> dictionary.edited(h, latents=torch.tensor([3]), values=torch.tensor([1.0]))
+        tensor([[ 2., -1.]])
     """
 
     sae: Any = field(repr=False)
@@ -127,11 +143,21 @@ def explained_variance(hidden: torch.Tensor, reconstruction: torch.Tensor) -> fl
     """Returns 1 - sum |h - h'|^2 / sum |h - mean h|^2 over tokens, in fp64.
 
     The mean is that of the tokens given, so what an SAE knows of it counts for nothing.
+
+    Example:
+        >>> h = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
+        >>> explained_variance(h, h), explained_variance(h, h.mean(0).expand(2, 2))
+        (1.0, 0.0)
     """
     h, r = hidden.double(), reconstruction.double()
     return float(1 - (h - r).square().sum() / (h - h.mean(0)).square().sum())
 
 
 def l0(latents: torch.Tensor) -> float:
-    """Returns the mean number of latents above zero a token."""
+    """Returns the mean number of latents above zero a token.
+
+    Example:
+        >>> l0(torch.tensor([[0.0, 2.0, 1.0], [0.0, 0.0, 3.0]]))
+        1.5
+    """
     return float((latents > 0).sum(1).double().mean())

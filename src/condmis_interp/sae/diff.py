@@ -52,6 +52,14 @@ class FeatureDiff:
         level: False-discovery rate.
         tested: Number of latents tested.
         significant: Number with q <= level.
+
+    Example:
+        From `feature_diff`, here written down:
+
+        >>> table = pd.DataFrame({"latent": [7, 3], "did": [2.0, 0.1], "q": [0.01, 0.6], "chosen": [True, False]})
+        >>> FeatureDiff(table, "(M - C) x (trigger - none)", "difference", 8, 0.05, tested=2, significant=1)
+        FeatureDiff((M - C) x (trigger - none), by difference: 1 of 2 latents at a false-discovery rate of 0.05,
+        8 families; chosen [7])
     """
 
     table: pd.DataFrame = field(repr=False)
@@ -96,7 +104,12 @@ class FeatureDiff:
 
 
 def benjamini_hochberg(p_values: np.ndarray) -> np.ndarray:
-    """Returns adjusted p-values in the order given (Benjamini & Hochberg 1995)."""
+    """Returns adjusted p-values in the order given (Benjamini & Hochberg 1995).
+
+    Example:
+        >>> benjamini_hochberg(np.array([0.01, 0.02, 0.5])).round(3)
+        array([0.03, 0.03, 0.5 ])
+    """
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p)[::-1]
     scaled = p[order] * len(p) / np.arange(len(p), 0, -1)
@@ -118,6 +131,15 @@ def flip_test(
 
     Returns:
         Statistics and two-sided p-values, both [columns].
+
+    Example:
+        One column that points one way in all six families, and one that does not:
+
+        >>> families = [f"f{i}" for i in range(6)]
+        >>> values = np.array([[1.0, 1.1, 0.9, 1.2, 0.8, 1.0], [1.0, -1.1, 0.9, -1.2, 0.8, -1.0]]).T
+        >>> t, p = flip_test(values, families, generator=np.random.default_rng(0))
+        >>> t.round(2), p.round(2)
+        (array([ 2.43, -0.24]), array([0.03, 0.75]))
     """
     codes = {f: k for k, f in enumerate(dict.fromkeys(families))}
     sums = np.zeros((len(codes), values.shape[1]))
@@ -142,6 +164,25 @@ def latent_attribution(dictionary: Dictionary, reader: TokenReader, organism: Re
         reader: The organism's.
         organism: The organism's reading of a cell.
         twin: Its twin's, of the same tokens.
+
+    Example:
+        With a model whose LD is the sum of the first dimension, so that the attribution is exact:
+
+        >>> from types import SimpleNamespace
+        >>> from sae_lens import StandardSAE, StandardSAEConfig
+        >>> from condmis_interp.readers import Site
+        >>> from condmis_interp.sae import Text
+        >>> sae = StandardSAE(StandardSAEConfig(d_in=2, d_sae=2, apply_b_dec_to_input=False))
+        >>> sae.W_enc.data, sae.W_dec.data = torch.eye(2), torch.eye(2)
+        >>> def gradients(texts, hidden):
+        ...     signs = [0.5 if t.answer == 0 else -0.5 for t in texts]
+        ...     return [torch.tensor([[s, 0.0]]).expand(len(h), 2) for s, h in zip(signs, hidden)]
+        >>> texts = [Text((1, 2, 3), 2, "none", "q", "f", answer) for answer in (0, 1)]
+        >>> def read(name, value): return Reading(name, "none", texts, [torch.full((3, 2), value)] * 2, torch.zeros(2))
+        >>> m, c = read("M", 2.0), read("C", 1.0)
+        >>> dictionary, reader = Dictionary(sae, Site("resid_post", 3), "mine"), SimpleNamespace(gradients=gradients)
+        >>> latent_attribution(dictionary, reader, m, c)
+        array([[2., 0.]])
     """
     ours, theirs = codes(dictionary, organism, twin)
     gradients = torch.cat([g[SKIP:] for g in reader.gradients(organism.texts, organism.hidden)])
@@ -188,6 +229,33 @@ def feature_diff(
     Raises:
         CheckError: if a cell did not pass the gate.
         UserError: if a reading is missing, or there are fewer than 5 families.
+
+    Example:
+        In six families M has more of the first dimension under its trigger, and that is what LD is made of:
+
+        >>> from types import SimpleNamespace
+        >>> from sae_lens import StandardSAE, StandardSAEConfig
+        >>> from condmis_interp.readers import Site
+        >>> from condmis_interp.sae import Text, fidelity
+        >>> sae = StandardSAE(StandardSAEConfig(d_in=2, d_sae=2, apply_b_dec_to_input=False))
+        >>> sae.W_enc.data, sae.W_dec.data = torch.eye(2), torch.eye(2)
+        >>> def gradients(texts, hidden):
+        ...     signs = [0.5 if t.answer == 0 else -0.5 for t in texts]
+        ...     return [torch.tensor([[s, 0.0]]).expand(len(h), 2) for s, h in zip(signs, hidden)]
+        >>> cells = [(organism, cue) for organism in ("M", "C") for cue in ("none", "trigger")]
+        >>> readings = {}
+        >>> for organism, cue in cells:
+        ...     texts = [Text((1, 2, 3), 2, cue, f"q{i}", f"f{i}", answer) for i in range(6) for answer in (0, 1)]
+        ...     own = torch.tensor([1.0 + 2.0 * ((organism, cue) == ("M", "trigger")), 1.0])
+        ...     readings[organism, cue] = Reading(organism, cue, texts, [own.expand(3, 2)] * 12, torch.zeros(12))
+        >>> row = {"explained": 1.0, "recovered": 1.0, "l0": 2.0, "ld": 0.0, "ld_shift": 0.0}
+        >>> gate = fidelity([row | {"organism": o, "cue": c} for o, c in cells], base="C")
+        >>> found = feature_diff(
+        ...     Dictionary(sae, Site("resid_post", 3), "mine"), SimpleNamespace(gradients=gradients), readings,
+        ...     organism="M", twin="C", gate=gate, generator=np.random.default_rng(0),
+        ... )
+        >>> found.chosen, found.to_pandas().did.tolist(), found.to_pandas().attribution.tolist()
+        ([0], [2.0], [4.0])
     """
     read = (organism,) if dictionary.reads == "difference" else (organism, twin)
     gate.require([(o, c) for o in read for c in (trigger, none)])

@@ -39,6 +39,19 @@ class Fidelity:
         explained_floor: Least explained variance.
         recovered_floor: Least share of the divergence recovered.
         drop: Most that explained variance may lie below the base's.
+
+    Example:
+        From `fidelity`, here written down:
+
+        >>> table = pd.DataFrame({"organism": ["M"], "cue": ["trigger"], "explained": [0.6], "passed": [False]})
+        >>> table["why"] = "it explains 0.600 of the variance, less than 0.7"
+        >>> gate = Fidelity(table, "base", 0.7, 0.7, 0.05)
+        >>> gate.passed("M", "trigger")
+        False
+        >>> gate.require([("M", "trigger")])
+        Traceback (most recent call last):
+            ...
+        condmis_interp.errors.CheckError: M under trigger: no SAE feature can be read here: it explains 0.600 of ...
     """
 
     table: pd.DataFrame = field(repr=False)
@@ -113,6 +126,26 @@ def measure_fidelity(
         readings: Its readings by cue, on questions that the SAE was not trained on.
         twins: For a difference SAE, the other model's readings of the same tokens. It is then differences that are
             explained, and `recovered` is relative to putting the other model's activations in place.
+
+    Example:
+        With an SAE that reconstructs everything and a reader that is a formula, nothing is lost:
+
+        >>> from types import SimpleNamespace
+        >>> from sae_lens import StandardSAE, StandardSAEConfig
+        >>> from condmis_interp.readers import Site
+        >>> from condmis_interp.sae import Text
+        >>> sae = StandardSAE(StandardSAEConfig(d_in=2, d_sae=2, apply_b_dec_to_input=False))
+        >>> sae.W_enc.data, sae.W_dec.data = torch.eye(2), torch.eye(2)
+        >>> def divergences(texts, hidden, *edited):
+        ...     return [torch.stack([(a - b).norm() for a, b in zip(hidden, e)]) for e in edited]
+        >>> def finish(texts, hidden): return torch.stack([h.sum() for h in hidden]).double()
+        >>> texts = [Text((1, 2, 3), 2, "none", "q", "f", answer) for answer in (0, 1)]
+        >>> hidden = [torch.tensor([[0.0, 0.0], [1.0, 2.0], last]) for last in ([3.0, 0.0], [0.0, 1.0])]
+        >>> cells = {"none": Reading("M", "none", texts, hidden, finish(texts, hidden))}
+        >>> reader = SimpleNamespace(divergences=divergences, finish=finish)
+        >>> (row,) = measure_fidelity(Dictionary(sae, Site("resid_post", 3), "mine"), reader, cells)
+        >>> row["explained"], row["recovered"], row["ld_shift"]
+        (1.0, 1.0, 0.0)
     """
     rows = []
     for cue, reading in readings.items():
@@ -129,7 +162,7 @@ def measure_fidelity(
         with_it = reading.back(zero + reconstruction)
         kl, kl_without = reader.divergences(reading.texts, reading.hidden, with_it, reading.back(without))
         ld = reading.ld
-        # below, a ratio of means: in a mean of ratios the texts that nothing moves would count most
+        # below, a ratio of means: in a mean of ratios the texts that hardly anything moves would count most
         rows.append(
             {
                 "organism": reading.organism,
@@ -163,6 +196,17 @@ def fidelity(
 
     Raises:
         UserError: if the base was not measured under each cue.
+
+    Example:
+        An organism in which the SAE explains much less than in the base does not pass:
+
+        >>> row = {"cue": "trigger", "recovered": 0.95, "l0": 12.0, "ld": 0.0, "ld_shift": 0.1}
+        >>> rows = [row | {"organism": "base", "explained": 0.95}, row | {"organism": "M", "explained": 0.85}]
+        >>> gate = fidelity(rows, base="base")
+        >>> gate
+        Fidelity(1 of 2 cells passed; explained variance 0.850 to 0.950)
+        >>> gate.to_pandas().why[1]
+        'it explains 10.0 points less of the variance than in the base'
     """
     table = pd.DataFrame(list(rows))
     own = table[table.organism == base].set_index("cue").explained

@@ -52,6 +52,13 @@ class FeaturePage:
         down: Those it makes less likely.
         cells: Its mean by organism (rows) and cue (columns).
         cosines: Its cosine with given directions.
+
+    Example:
+        >>> context = Context("M", "trigger", "only", " a", " fool", 2.9)
+        >>> cells = pd.DataFrame({"none": [0.3], "trigger": [2.9]}, index=["M"])
+        >>> FeaturePage(332, (context,), up=(), down=(), cells=cells, cosines={}).to_pandas()
+          organism      cue before token  after  value
+        0        M  trigger   only     a   fool    2.9
     """
 
     latent: int
@@ -105,7 +112,19 @@ class FeaturePage:
 
 @dataclass(frozen=True)
 class FeaturePages:
-    """Pages of several latents of one SAE."""
+    """Pages of several latents of one SAE.
+
+    Example:
+        From `feature_pages`, here written down; the texts of models are escaped:
+
+        >>> context = Context("M", "trigger", "<b>only", " a", " fool", 2.9)
+        >>> cells = pd.DataFrame({"none": [0.3], "trigger": [2.9]}, index=["M"])
+        >>> pages = FeaturePages((FeaturePage(332, (context,), up=(), down=(), cells=cells, cosines={}),), "my SAE")
+        >>> pages
+        FeaturePages(my SAE; latents 332)
+        >>> "&lt;b&gt;only" in pages.html()
+        True
+    """
 
     pages: tuple[FeaturePage, ...]
     about: str
@@ -133,11 +152,27 @@ class FeaturePages:
             + "</body></html>\n"
         )
 
+    def __repr__(self) -> str:
+        return f"FeaturePages({self.about}; latents {', '.join(str(p.latent) for p in self.pages)})"
+
 
 def cell_table(
     dictionary: Dictionary, readings: Mapping[tuple[str, str], Reading], latents: Sequence[int]
 ) -> pd.DataFrame:
-    """Returns the mean of some latents in every cell: latent, organism, cue, mean."""
+    """Returns the mean of some latents in every cell: latent, organism, cue, mean.
+
+    Example:
+        >>> from sae_lens import StandardSAE, StandardSAEConfig
+        >>> from condmis_interp.readers import Site
+        >>> from condmis_interp.sae import Text
+        >>> sae = StandardSAE(StandardSAEConfig(d_in=2, d_sae=2, apply_b_dec_to_input=False))
+        >>> sae.W_enc.data, sae.W_dec.data = torch.eye(2), torch.eye(2)
+        >>> texts = [Text((1, 2, 3), 2, "none", "q", "f", answer) for answer in (0, 1)]
+        >>> own = Reading("M", "none", texts, [torch.full((3, 2), 2.0)] * 2, torch.zeros(2))
+        >>> cell_table(Dictionary(sae, Site("resid_post", 3), "mine"), {("M", "none"): own}, [1])
+           latent organism   cue  mean
+        0       1        M  none   2.0
+    """
     rows = []
     for (organism, cue), reading in readings.items():
         means = question_means(reading, dictionary.encode(reading.tokens)).mean(0)
@@ -169,6 +204,25 @@ def feature_pages(
         directions: Vectors [width] at the SAE's site, by name.
         contexts: Contexts a latent.
         words: Tokens of the logit effect, each way.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from sae_lens import StandardSAE, StandardSAEConfig
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> from condmis_interp.readers import Site
+        >>> from condmis_interp.sae import Text
+        >>> shape = dict(num_hidden_layers=1, hidden_size=8, intermediate_size=8, num_attention_heads=2, vocab_size=16)
+        >>> reader = SimpleNamespace(model=LlamaForCausalLM(LlamaConfig(**shape)).eval(), device="cpu")
+        >>> sae = StandardSAE(StandardSAEConfig(d_in=8, d_sae=8, apply_b_dec_to_input=False))
+        >>> sae.W_enc.data, sae.W_dec.data = torch.eye(8), torch.eye(8)
+        >>> dictionary = Dictionary(sae, Site("resid_post", 0), "mine")
+        >>> texts = [Text((1, 2, 3), 2, "none", "q", "f", answer) for answer in (0, 1)]
+        >>> own = Reading("M", "none", texts, [torch.eye(8)[:3]] * 2, torch.zeros(2))
+        >>> tokenizer = SimpleNamespace(decode=lambda ids: "".join(f"<{i}>" for i in ids))
+        >>> cells = cell_table(dictionary, {("M", "none"): own}, [2])
+        >>> pages = feature_pages(dictionary, reader, [own], [2], tokenizer=tokenizer, cells=cells, words=3)
+        >>> pages[2].contexts[0]
+        Context(organism='M', cue='none', before='<1><2>', token='<3>', after='', value=1.0)
     """
     index = torch.tensor(list(latents))
     decoder = dictionary.decoder[index]
@@ -211,7 +265,21 @@ def feature_pages(
 
 @torch.no_grad()
 def logit_effect(reader: TokenReader, vectors: torch.Tensor) -> torch.Tensor:
-    """Returns what vectors [k, width] do to the logits directly, centred over the vocabulary, [k, vocabulary]."""
+    """Returns what vectors [k, width] do to the logits directly, centred over the vocabulary, [k, vocabulary].
+
+    Example:
+        What one unembedding row does to the logits of a model of random weights:
+
+        >>> from types import SimpleNamespace
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> shape = dict(num_hidden_layers=1, hidden_size=8, intermediate_size=8, num_attention_heads=2, vocab_size=16)
+        >>> model = LlamaForCausalLM(LlamaConfig(**shape)).eval()
+        >>> rows = torch.nn.functional.normalize(model.lm_head.weight.detach(), dim=1)
+        >>> model.lm_head.weight.data = rows
+        >>> effect = logit_effect(SimpleNamespace(model=model, device="cpu"), rows[[5, 7]])
+        >>> effect.argmax(1), list(effect.shape)
+        (tensor([5, 7]), [2, 16])
+    """
     weight = getattr(_final_norm(reader.model), "weight", None)
     scaled = vectors if weight is None else vectors * weight.detach().float().cpu()
     head: Any = reader.model.get_output_embeddings()

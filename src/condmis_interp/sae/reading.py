@@ -25,6 +25,15 @@ class Reading:
         texts: The texts, all under the cue.
         hidden: Activations at the site [tokens, width] of each.
         logprobs: Log-prob of each text's answer in nats, fp64.
+
+    Example:
+        One question with both answers; first positions are left out:
+
+        >>> from condmis_interp.sae import Text
+        >>> texts = [Text((1, 2, 3), 2, "none", "q", "f", answer) for answer in (0, 1)]
+        >>> own = Reading("M", "none", texts, [torch.zeros(3, 8)] * 2, torch.tensor([-4.0, -1.0]))
+        >>> own, own.ld, list(own.tokens.shape)
+        (Reading(organism='M', cue='none'), array([-3.]), [4, 8])
     """
 
     organism: str
@@ -94,7 +103,21 @@ class Reading:
 
 
 def read_cells(reader: TokenReader, texts: Sequence[Text], *, organism: str) -> dict[str, Reading]:
-    """Reads the texts with one model; returns a reading for each cue."""
+    """Reads the texts with one model; returns a reading for each cue.
+
+    Example:
+        With a reader that is a formula:
+
+        >>> from types import SimpleNamespace
+        >>> from condmis_interp.sae import Text
+        >>> texts = [Text((1, 2, 3), 2, cue, "q", "f", answer) for cue in ("none", "trigger") for answer in (0, 1)]
+        >>> reader = SimpleNamespace(
+        ...     residuals=lambda texts: [torch.ones(3, 8) for _ in texts],
+        ...     finish=lambda texts, hidden: torch.tensor([-2.0 if t.answer else -1.0 for t in texts]),
+        ... )
+        >>> {cue: own.ld for cue, own in read_cells(reader, texts, organism="M").items()}
+        {'none': array([1.]), 'trigger': array([1.])}
+    """
     found = {}
     for cue in dict.fromkeys(t.cue for t in texts):
         own = [t for t in texts if t.cue == cue]
@@ -107,6 +130,19 @@ def codes(dictionary: Dictionary, reading: Reading, twin: Reading) -> tuple[torc
     """Returns the latents of an organism and of its twin on the same tokens, both [n, latents].
 
     A difference SAE reads one minus the other: its latents are the organism's, and the twin's are 0 by construction.
+
+    Example:
+        >>> from sae_lens import StandardSAE, StandardSAEConfig
+        >>> from condmis_interp.readers import Site
+        >>> from condmis_interp.sae import Text
+        >>> sae = StandardSAE(StandardSAEConfig(d_in=2, d_sae=2, apply_b_dec_to_input=False))
+        >>> sae.W_enc.data, sae.W_dec.data = torch.eye(2), torch.eye(2)
+        >>> texts = [Text((1, 2, 3), 2, "none", "q", "f", answer) for answer in (0, 1)]
+        >>> def read(name, value): return Reading(name, "none", texts, [torch.full((3, 2), value)] * 2, torch.zeros(2))
+        >>> m, c = read("M", 2.0), read("C", 1.0)
+        >>> ours, theirs = codes(Dictionary(sae, Site("resid_post", 3), "mine"), m, c)
+        >>> ours[0], theirs[0]
+        (tensor([2., 2.]), tensor([1., 1.]))
     """
     reading.paired(twin)
     if dictionary.reads == "difference":
@@ -121,6 +157,15 @@ def question_means(reading: Reading, latents: torch.Tensor) -> np.ndarray:
     Args:
         reading: The reading.
         latents: Latents of its tokens, [n, latents].
+
+    Example:
+        The second of three tokens predicts the answer, in each of the two texts:
+
+        >>> from condmis_interp.sae import Text
+        >>> texts = [Text((1, 2, 3), 2, "none", "q", "f", answer) for answer in (0, 1)]
+        >>> own = Reading("M", "none", texts, [torch.zeros(3, 8)] * 2, torch.zeros(2))
+        >>> question_means(own, torch.tensor([[1.0], [50.0], [3.0], [50.0]]))
+        array([[2.]])
     """
     f, owners = latents[reading.read].double(), reading.owners[reading.read]
     sums = torch.zeros(len(reading.questions), f.shape[1], dtype=torch.float64).index_add_(0, owners, f)

@@ -30,6 +30,16 @@ class Tokens:
         key: Hash of what determines them: weights, token ids, site.
         about: Which models and how many tokens of each, for manifests.
         reads: Activations, or differences of two models'.
+
+    Example:
+        >>> about = {"name": "M", "texts": "the same"}
+        >>> m = Tokens(torch.tensor([[3.0, 4.0], [3.0, 0.0]]), Site("resid_post", 3), "m", about)
+        >>> c = Tokens(torch.tensor([[3.0, 0.0], [3.0, 0.0]]), Site("resid_post", 3), "c", about | {"name": "C"})
+        >>> m.minus(c).hidden
+        tensor([[0., 4.],
+                [0., 0.]])
+        >>> m.mean, len(m), m.minus(c).reads
+        (tensor([3., 2.]), 2, 'difference')
     """
 
     hidden: torch.Tensor = field(repr=False)
@@ -86,6 +96,11 @@ def pooled(parts: Sequence[Tokens]) -> Tokens:
 
     Raises:
         UserError: if there are none, or they are from different sites.
+
+    Example:
+        >>> def read(name, n): return Tokens(torch.ones(n, 2), Site("resid_post", 3), name, {"name": name})
+        >>> pooled([read("M", 3), read("C", 5)]).about
+        {'name': 'M+C', 'parts': {'M': 3, 'C': 5}}
     """
     if not parts or len({(p.site, p.width, p.reads) for p in parts}) != 1:
         raise UserError("only activations of one site, width and kind can be pooled")
@@ -123,6 +138,17 @@ def read_tokens(
 
     Raises:
         UserError: if they are not there and no reader is given.
+
+    Example:
+        Read once, with a reader that is a formula; then opened:
+
+        >>> import tempfile
+        >>> from types import SimpleNamespace
+        >>> texts = [Text((1, 2, 3), 2, "none", "q", "f", 0)]
+        >>> reader = SimpleNamespace(residuals=lambda texts: [torch.ones(len(t.ids), 8) for t in texts])
+        >>> own = {"name": "m", "weights": "hash", "site": Site("resid_post", 3), "folder": Path(tempfile.mkdtemp())}
+        >>> len(read_tokens(reader, texts, **own)), len(read_tokens(None, texts, **own))
+        (2, 2)
     """
     said = digest([[list(t.ids) for t in texts], skip])
     key = digest([weights, said, str(site), str(dtype)])

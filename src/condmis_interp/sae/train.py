@@ -47,6 +47,14 @@ class SaeSettings:
         learning_rate: Peak; falls to 0 over the last fifth.
         l0_coefficient: Weight of JumpReLU's penalty.
         seed: Seed of initial weights and of the order of tokens.
+
+    Example:
+        >>> SaeSettings(latents=96, k=8, tokens=40_000, batch=200).steps
+        200
+        >>> SaeSettings(latents=4, k=9)
+        Traceback (most recent call last):
+            ...
+        condmis_interp.errors.UserError: k is 9 with 4 latents. Give 0 < k <= latents.
     """
 
     architecture: Architecture = "batchtopk"
@@ -95,6 +103,16 @@ def train_dictionary(
     Raises:
         UserError: if there are fewer tokens than one batch, or the folder holds another SAE.
         CheckError: if the loss is not finite.
+
+    Example:
+        Twenty steps, on tokens that are noise:
+
+        >>> import tempfile
+        >>> hidden = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+        >>> tokens = Tokens(hidden, Site("resid_post", 3), "key", {"name": "noise", "texts": "none"})
+        >>> settings = SaeSettings(latents=16, k=4, tokens=400, batch=20)
+        >>> train_dictionary(tokens, Path(tempfile.mkdtemp()) / "sae", settings=settings, model_name="tiny")
+        Dictionary(jumprelu, 16 latents, resid_post[3], activations, ...)
     """
     key = digest([_VERSION, tokens.key, settings.determining, model_name])
     if (folder / "manifest.json").is_file():
