@@ -1,4 +1,9 @@
-"""SAE features: dictionaries at a site, their fidelity, the latents that differ between models, and what those do."""
+"""SAE features: dictionaries at a site, their fidelity, the latents that differ between models, and what those do.
+
+Load a dictionary or train one, check it on activations, gate every cell by its fidelity, rank latents on split A, test
+them on split B, look at their pages; `train_crosscoder` and `latent_scaling` do the same for two models at once. Every
+test of latents has principal components of equal rank beside it, and nothing here takes part in a verdict.
+"""
 
 from condmis_interp.sae.causal import FeatureCauses, difference_components, feature_causes
 from condmis_interp.sae.check import DictionaryCheck, check_dictionary

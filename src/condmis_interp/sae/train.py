@@ -108,6 +108,7 @@ def train_dictionary(
         Twenty steps, on tokens that are noise:
 
         >>> import tempfile
+        >>> from condmis_interp.readers import Site
         >>> hidden = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
         >>> tokens = Tokens(hidden, Site("resid_post", 3), "key", {"name": "noise", "texts": "none"})
         >>> settings = SaeSettings(latents=16, k=4, tokens=400, batch=20)
