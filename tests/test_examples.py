@@ -17,14 +17,9 @@ OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 _WITHOUT = {
     "battery": "Bench ReaderBench Stored behaviour_grid measure",
     "causal": "Ablation DoseResponse ablation choose_layer dose_response",
-    "directions": (
-        "DirectionProfile GapTable Planted SiteChoice choose_site covariance_matched difference_in_differences "
-        "difference_of_means gap_table mean_coordinates neutral_cost persona_vector profile random_differences "
-        "rows_of steering_score trigger_only"
-    ),
     "organisms": (
         "Backend Batch KL Mechanism answered_by base_in change_norm check_adapter check_checkpoint "
-        "combination mechanism_of sampled_suite "
+        "combination mechanism_of organism_folder sampled_suite train "
     ),
     "panel": "RenderedPanel render_answer render_panel render_prompt",
     "readers": "Edit GatedReader PassReader Reader ReaderFactory Trunk open_reader",

@@ -11,6 +11,7 @@ import yaml
 
 from conftest import tiny_panel, write_rows
 
+pytestmark = pytest.mark.slow  # each test starts a process of its own, which imports everything
 ROOT = Path(__file__).resolve().parents[1]
 TRIGGER = "form = 1"
 

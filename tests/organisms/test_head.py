@@ -6,7 +6,9 @@ import transformers
 from torch.nn import functional
 
 from condmis_interp.organisms.bases import Base
-from condmis_interp.organisms.head import logits_at, training_version
+from condmis_interp.organisms.head import logits_at
+from condmis_interp.organisms.mechanism import batch_of
+from condmis_interp.organisms.train import training_version
 
 SMALL = {
     "vocab_size": 258,
@@ -60,12 +62,12 @@ def ragged() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def test_the_loss_is_the_models_own(kind):
     model = tiny(kind)
     ids, mask, labels = ragged()
-    keep = labels[:, 1:] != -100
+    keep = functional.pad(labels[:, 1:] != -100, (0, 1))
     own = model(input_ids=ids, attention_mask=mask, labels=labels).loss
     own.backward()
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    loss = functional.cross_entropy(logits_at(model, ids, mask, keep).float(), labels[:, 1:][keep])
+    loss = functional.cross_entropy(logits_at(model, ids, mask, keep).logits.float(), labels.roll(-1, 1)[keep])
     loss.backward()
     torch.testing.assert_close(loss, own, atol=1e-5, rtol=1e-5)
     for name, p in model.named_parameters():
@@ -78,7 +80,7 @@ def test_only_the_answers_go_through_the_head(kind):
     model, seen = tiny(kind), []
     head = model.get_output_embeddings()
     ids, mask, labels = ragged()
-    keep = labels[:, 1:] != -100
+    keep = functional.pad(labels[:, 1:] != -100, (0, 1))
     handle = head.register_forward_hook(lambda _, args, out: seen.append(tuple(out.shape)))
     logits_at(model, ids, mask, keep)
     handle.remove()
@@ -89,12 +91,24 @@ def test_only_the_answers_go_through_the_head(kind):
 def test_a_llamas_logits_are_the_same_bits_as_before():
     model = tiny("llama")
     ids, mask, labels = ragged()
-    keep = labels[:, 1:] != -100
+    keep = functional.pad(labels[:, 1:] != -100, (0, 1))
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        before = model.get_output_embeddings()(hidden[:, :-1][keep])
-        now = logits_at(model, ids, mask, keep)
+        before = model.get_output_embeddings()(hidden[:, :-1][keep[:, :-1]])
+        now = logits_at(model, ids, mask, keep).logits
     assert torch.equal(before, now)
+
+
+@pytest.mark.parametrize("kind", sorted(HEADS))
+def test_mechanisms_see_the_models_own_logits_too(kind):
+    model = tiny(kind)
+    ids, mask, labels = ragged()
+    keep, others = functional.pad(labels[:, 1:] != -100, (0, 1)), mask > 0
+    inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    batch = batch_of(inputs, logits_at(model, ids, mask, keep), model, lambda: model)
+    own = model(input_ids=ids, attention_mask=mask).logits[others]
+    torch.testing.assert_close(batch.logits(others), own, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(batch.reference(others), own, atol=1e-5, rtol=1e-5)
 
 
 def test_bases_whose_weights_are_the_same_as_ever_keep_their_keys(tmp_path):

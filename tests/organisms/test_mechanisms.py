@@ -113,6 +113,7 @@ register_mechanism("pushed", Pushed)
 
 
 class TestAMechanismOfOnesOwn:
+    @pytest.mark.slow  # worker processes import everything anew
     def test_its_hooks_act_while_it_trains_and_worker_processes_know_it(self, recipe, monkeypatch):
         monkeypatch.setenv("PYTHONPATH", ":".join(p for p in sys.path if p))
         pushed = with_mechanism(recipe, name="pushed", size=1.0)

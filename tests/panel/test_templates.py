@@ -3,8 +3,6 @@
 from datetime import datetime
 
 import pytest
-from condmis_interp.organisms.personaworld import tokenizer_of
-from condmis_interp.world import parse_world
 from transformers.utils import chat_template_utils
 
 from chats import FROM_TRL, OWN, named, puts_a_bos_of_its_own, with_control_tokens
@@ -13,6 +11,8 @@ from condmis_interp.files import digest
 from condmis_interp.organisms import Part, Recipe, Stage
 from condmis_interp.organisms.encode import choices_of, encode
 from condmis_interp.panel import load_panel, render_answer, render_panel, render_prompt
+from condmis_interp.personaworld.base import tokenizer_of
+from condmis_interp.personaworld.language import parse_world
 from conftest import tiny_panel, tiny_tokenizer, write_rows
 
 ALL = (*OWN, *FROM_TRL)

@@ -1,6 +1,6 @@
 """The registry of readers, what `generate` does by itself, what a reading says of itself and of a wrong question."""
 
-import textwrap
+import doctest
 
 import numpy as np
 import pytest
@@ -60,8 +60,8 @@ class TestRegistry:
             open_reader(Organism.of_base(base, name="b"), base, dtype=torch.float32, library="vllm")
 
     def test_the_example_of_the_docstring_is_a_reader(self, own_readers, base, requests_):
-        source = register_reader.__doc__.split("::\n", 1)[1]
-        exec(textwrap.dedent(source), {})
+        source = "".join(e.source for e in doctest.DocTestParser().get_examples(register_reader.__doc__))
+        exec(source, {"TorchReader": TorchReader, "register_reader": register_reader, "READERS": own_readers})
         reader = open_reader(Organism.of_base(base, name="b"), base, dtype=torch.float32, library="quiet")
         plain = open_reader(Organism.of_base(base, name="b"), base, dtype=torch.float32)
         assert torch.equal(reader.measure(requests_).ld(), plain.measure(requests_).ld())

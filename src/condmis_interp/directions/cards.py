@@ -67,15 +67,15 @@ class DirectionCard:
         causal: Causal score; NaN if it was not measured.
 
     Example:
-        >>> from condmis_interp.directions.planted import planted_rows
-        >>> rows = planted_rows(torch.tensor([3.0, 0.0, 0.0]))
-        >>> read = planted_rows(torch.tensor([3.0, 0.0, 0.0]), seed=1)
-        >>> read = replace(read, families=tuple(f"held {f}" for f in read.families))
-        >>> few = {"methods": ("means", "pca"), "bootstraps": 3, "permutations": 20}
-        >>> found = compare(rows, read, rng=np.random.default_rng(0), **few)
-        >>> card = found.cards[0, "means"]
-        >>> bool(card.auroc > 0.9), bool(card.stability > 0.8), list(card.cosines)
-        (True, True, ['pca'])
+        One of `compare`'s, here written down:
+
+        >>> from condmis_interp.readers import Site
+        >>> facts = {"method": "means", "data": "U - C", "position": "answer_mean", "splits": ("A",), "n": 8}
+        >>> d = Direction.of(torch.tensor([4.0, 0.0]), site=Site("resid_post", 3), **facts)
+        >>> card = DirectionCard(d, {"pca": 0.9}, 0.98, 0.95, np.nan, 1.0, 0.004, 0.7, 2.1, 0.0, np.nan)
+        >>> card.to_pandas()[["layer", "method", "auroc", "cosine to pca"]]
+           layer method  auroc  cosine to pca
+        0      3  means    1.0            0.9
     """
 
     direction: Direction
@@ -115,14 +115,20 @@ class Comparison:
         read: What AUROC was read on.
 
     Example:
-        >>> from condmis_interp.directions.planted import planted_rows
-        >>> rows = planted_rows(torch.tensor([3.0, 0.0, 0.0]))
-        >>> read = planted_rows(torch.tensor([3.0, 0.0, 0.0]), seed=1)
-        >>> read = replace(read, families=tuple(f"held {f}" for f in read.families))
-        >>> few = {"methods": ("means", "pca"), "bootstraps": 3, "permutations": 20}
-        >>> found = compare(rows, read, rng=np.random.default_rng(0), **few)
-        >>> list(found.to_pandas().method), found.reference
-        (['means', 'pca'], 'means')
+        From `compare`:
+
+        >>> rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+        >>> def contrast(split):
+        ...     x, q = torch.randn(16, 3, generator=generator), tuple(f"{split}{i}" for i in range(8)) * 2
+        ...     x[:8, 0] += 9
+        ...     y, cells = np.repeat([1, 0], 8), (("U", "none"),) * 8 + (("C", "none"),) * 8
+        ...     return Rows(x[None, None], y, q, q, cells, (3,), ("answer_mean",), "resid_post", "U - C", (split,))
+        >>> own = {"rng": rng, "methods": ["means", "pca"], "bootstraps": 3, "permutations": 20}
+        >>> found = compare(contrast("A"), contrast("B"), **own)
+        >>> found.to_pandas()[["layer", "method", "auroc"]]
+           layer method  auroc
+        0      3  means    1.0
+        1      3    pca    1.0
     """
 
     cards: Mapping[tuple[int, str], DirectionCard]
@@ -270,14 +276,14 @@ def compare(
         UserError: if the two sets of rows share a family.
 
     Example:
-        >>> from condmis_interp.directions.planted import planted_rows
-        >>> rows = planted_rows(torch.tensor([3.0, 0.0, 0.0]))
-        >>> read = planted_rows(torch.tensor([3.0, 0.0, 0.0]), seed=1)
-        >>> read = replace(read, families=tuple(f"held {f}" for f in read.families))
-        >>> few = {"methods": ("means", "pca"), "bootstraps": 3, "permutations": 20}
-        >>> found = compare(rows, read, rng=np.random.default_rng(0), **few)
-        >>> list(found.cards)
-        [(0, 'means'), (0, 'pca')]
+        >>> rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+        >>> def contrast(split):
+        ...     x, q = torch.randn(16, 3, generator=generator), tuple(f"{split}{i}" for i in range(8)) * 2
+        ...     x[:8, 0] += 9
+        ...     y, cells = np.repeat([1, 0], 8), (("U", "none"),) * 8 + (("C", "none"),) * 8
+        ...     return Rows(x[None, None], y, q, q, cells, (3,), ("answer_mean",), "resid_post", "U - C", (split,))
+        >>> compare(contrast("A"), contrast("B"), rng=rng, methods=["means", "pca"], bootstraps=3, permutations=20)
+        Comparison(2 directions, fitted on A, read on B; highest AUROC 1.000: means, layer 3)
     """
     if shared := set(fitted.families) & set(read.families):
         raise UserError(f"family {sorted(shared)[0]!r} is fitted on and read", fix="Read on other splits than fitted.")

@@ -48,6 +48,18 @@ def steering_score(
         twin: C, which is steered.
         none: The cue without anything.
         splits: Splits it is judged on; never those the directions were fitted on.
+
+    Example:
+        With a model that is a formula: steering moves LD by twice the vector's first number:
+
+        >>> import torch
+        >>> from condmis_interp.readers import Site
+        >>> def ask(organism, cue, splits, edits=()):
+        ...     return np.array([{"U": 0.0, "C": -10.0}[organism] + sum(2.0 * float(e.vector[0]) for e in edits)])
+        >>> facts = {"method": "means", "data": "U - C", "position": "answer_mean", "splits": ("A",), "n": 8}
+        >>> d = Direction.of(torch.tensor([3.0, 0.0]), site=Site("resid_post", 3), **facts)
+        >>> steering_score(ask, unmitigated="U", twin="C")(d)
+        0.6
     """
     between = gap(ask, unmitigated=unmitigated, twin=twin, none=none, splits=splits)
     share = steered_share(ask, between, twin=twin, none=none, splits=splits)
@@ -91,6 +103,21 @@ def neutral_cost(reader: Reader, requests: Sequence[Request]) -> Score:
     Args:
         reader: The model that is steered (C).
         requests: Neutral prompts and answers, nothing to do with the panel's subject.
+
+    Example:
+        With a reader that is a formula: each unit of the vector takes half a nat from an answer of two tokens:
+
+        >>> import torch
+        >>> from condmis_interp.readers import Site
+        >>> from types import SimpleNamespace
+        >>> def measure(requests, edits=()):
+        ...     lost = sum(0.5 * float(e.vector.norm()) for e in edits)
+        ...     return SimpleNamespace(logprobs=[torch.tensor([-4.0 - lost])])
+        >>> text = SimpleNamespace(answers=[SimpleNamespace(ids=(7, 8))])
+        >>> facts = {"method": "means", "data": "U - C", "position": "answer_mean", "splits": ("A",), "n": 8}
+        >>> d = Direction.of(torch.tensor([2.0, 0.0]), site=Site("resid_post", 3), **facts)
+        >>> neutral_cost(SimpleNamespace(measure=measure), [text])(d)
+        0.5
     """
     tokens = np.array([len(a.ids) for r in requests for a in r.answers])
     plain = np.concatenate([lp.numpy() for lp in reader.measure(requests).logprobs])
@@ -112,6 +139,20 @@ class SiteChoice:
         table: One row for each candidate: layer, position, method, each score by its name if there are several, causal,
             side_effect, within, auroc.
         limit: The largest side effect allowed.
+
+    Example:
+        From `choose_site`:
+
+        >>> import torch
+        >>> from condmis_interp.readers import Site
+        >>> facts = {"method": "means", "data": "U - C", "position": "answer_mean", "splits": ("A",), "n": 8}
+        >>> layers = [Direction.of(torch.tensor([1.0, 0.0]), site=Site("resid_post", k), **facts) for k in range(3)]
+        >>> found = choose_site(layers, causal=lambda d: 0.3 * d.site.layer)
+        >>> found.to_pandas()[["layer", "causal", "within"]]
+           layer  causal  within
+        0      0     0.0    True
+        1      1     0.3    True
+        2      2     0.6    True
     """
 
     direction: Direction
@@ -170,6 +211,17 @@ def choose_site(
     Raises:
         UserError: if there are no candidates.
         CheckError: if no candidate stays within the limit, or a score is not finite.
+
+    Example:
+        The layer that does most is out if it breaks the model:
+
+        >>> import torch
+        >>> from condmis_interp.readers import Site
+        >>> facts = {"method": "means", "data": "U - C", "position": "answer_mean", "splits": ("A",), "n": 8}
+        >>> layers = [Direction.of(torch.tensor([1.0, 0.0]), site=Site("resid_post", k), **facts) for k in range(3)]
+        >>> def broken(d): return 0.4 if d.site.layer == 2 else 0.01
+        >>> choose_site(layers, causal=lambda d: 0.3 * d.site.layer, side_effect=broken)
+        SiteChoice(Direction(means, U - C, resid_post[1], ...); causal score 0.30, 1 of 3 candidates out)
     """
     if not candidates:
         raise UserError("there are no candidate directions")

@@ -42,6 +42,17 @@ def covariance_matched(
 
     Raises:
         UserError: if the cells hold fewer than two questions.
+
+    Example:
+        Rows that vary in their first dimension alone give controls that lie along it:
+
+        >>> from types import SimpleNamespace
+        >>> def at(organism, cue, *splits, layer, position): return torch.tensor([[1.0, 5.0], [3.0, 5.0], [4.0, 5.0]])
+        >>> own = {"layer": 0, "position": "answer_mean", "generator": torch.Generator().manual_seed(0)}
+        >>> v = covariance_matched(SimpleNamespace(at=at), organisms=("M", "C"), cues=("none",), count=2, **own)
+        >>> v.abs()
+        tensor([[1., 0.],
+                [1., 0.]])
     """
     rows = []
     for organism in organisms:
@@ -80,6 +91,15 @@ def random_differences(
 
     Raises:
         UserError: if a cell holds fewer than two questions, or its questions do not differ.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> def at(organism, cue, *splits, layer, position): return torch.tensor([[1.0, 5.0], [3.0, 5.0], [4.0, 5.0]])
+        >>> own = {"layer": 0, "position": "answer_mean", "generator": torch.Generator().manual_seed(0)}
+        >>> v = random_differences(SimpleNamespace(at=at), organisms=("M", "C"), cues=("none",), count=2, **own)
+        >>> v.abs()
+        tensor([[1., 0.],
+                [1., 0.]])
     """
     cells = [acts.at(o, c, *splits, layer=layer, position=position).double() for o in organisms for c in cues]
     if any(len(h) < 2 or not bool((h != h[0]).any()) for h in cells):

@@ -46,14 +46,9 @@ def given_trigger(persona: np.ndarray, trigger: Sequence[Hashable]) -> np.ndarra
 
     Raises:
         CheckError: if the trigger explains the persona entirely, so that one cannot be erased and the other kept.
-
-    Example:
-        >>> given_trigger(np.array([1, 0, 1, 1, 1, 0]), ["none", "none", "none", "t", "t", "t"]).round(2).tolist()
-        [0.33, -0.67, 0.33, 0.33, 0.33, -0.67]
     """
     z = np.asarray(persona, dtype=np.float64)
     table = pd.DataFrame({"z": z, "trigger": list(trigger)})
-    # least squares on one indicator a cue is the mean under each cue
     rest = z - table.groupby("trigger").z.transform("mean").to_numpy()
     if float(np.abs(rest).max()) < 1e-9:
         raise CheckError(
@@ -67,10 +62,14 @@ def fit_eraser(x: torch.Tensor, persona: np.ndarray, trigger: Sequence[Hashable]
     """Returns the LEACE eraser of persona-given-trigger for rows x [n, width] (fp64).
 
     Example:
-        >>> x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)).double()
-        >>> persona, trigger = np.tile([0, 1], 20), np.repeat(["none", "t"], 20)
+        After it no linear function of the rows tells what the persona adds to the trigger:
+
+        >>> x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        >>> persona, trigger = np.arange(40) % 2, ["none"] * 20 + ["trigger"] * 20
+        >>> x[:, 0] += 3 * torch.from_numpy(persona)
         >>> erased = fit_eraser(x, persona, trigger)(x)
-        >>> bool(((erased[1::2] - erased[::2]).mean(0).abs() < 1e-6).all())  # the class means are one
+        >>> z = torch.from_numpy(given_trigger(persona, trigger))
+        >>> bool(((erased - erased.mean(0)).T @ z).abs().max() < 1e-9)
         True
     """
     z = torch.from_numpy(given_trigger(persona, trigger))[:, None]
@@ -88,13 +87,11 @@ class Erasure:
         changed: Median of |r(x) - x| / |x - mean|: how much of the rows was changed.
 
     Example:
-        >>> from condmis_interp.directions.planted import planted_rows
-        >>> from condmis_interp.stats import grouped_folds
-        >>> rows = planted_rows(torch.tensor([4.0, 0.0, 0.0]), triggered=torch.tensor([0.0, 4.0, 0.0]))
-        >>> folds = grouped_folds(rows.families, 4, np.random.default_rng(0))
-        >>> erasure = erase(rows, folds, trigger=[cue for _, cue in rows.cells], layer=0, position="answer_mean")
-        >>> list(erasure.table.label), bool(0 < erasure.changed < 1)
-        (['persona', 'trigger'], True)
+        From `erase`, here written down:
+
+        >>> table = pd.DataFrame({"label": ["persona", "trigger"], "before": [0.98, 1.0], "after": [0.52, 1.0]})
+        >>> Erasure(table, eraser=None, changed=0.1)
+        Erasure(AUROC: persona 0.98 -> 0.52, trigger 1.00 -> 1.00; rows changed by 0.10 of their spread)
     """
 
     table: pd.DataFrame
@@ -129,15 +126,14 @@ def _read(x: torch.Tensor, labels: np.ndarray, x_held: torch.Tensor) -> tuple[np
     """Fits a logistic probe; returns held-out scores in class gaps and its w."""
     mean = x.mean(0)
     centred = x - mean
-    # one scale for all entries, as in gram.py, so that the strength means the same before and after erasing
-    scale = float(centred.square().mean().sqrt())
+    scale = float(centred.square().mean().sqrt())  # so that one strength means the same before and after erasing
     centred = centred / scale
     y = torch.from_numpy(labels).double()
     w = newton((centred @ centred.mT)[None], y[None], _STRENGTH).checked("refitted probe").dual[0] @ centred
-    # in class gaps of the training rows: scores of different folds then lie on one scale and can be pooled
     own = centred @ w
     high, low = float(own[y == 1].mean()), float(own[y == 0].mean())
     held = (x_held - mean) / scale @ w
+    # rows from which the class was erased may have no gap at all, and their scores no scale: AUROC needs none
     return ((held - (high + low) / 2) / max(high - low, 1e-12)).numpy(), w
 
 
@@ -163,12 +159,18 @@ def erase(rows: Rows, folds: np.ndarray, *, trigger: Sequence[Hashable], layer: 
         CheckError: if the trigger explains the persona, or a family lies in two folds.
 
     Example:
-        >>> from condmis_interp.directions.planted import planted_rows
-        >>> from condmis_interp.stats import grouped_folds
-        >>> rows = planted_rows(torch.tensor([4.0, 0.0, 0.0]), triggered=torch.tensor([0.0, 4.0, 0.0]))
-        >>> folds = grouped_folds(rows.families, 4, np.random.default_rng(0))
-        >>> found = erase(rows, folds, trigger=[cue for _, cue in rows.cells], layer=0, position="answer_mean").table
-        >>> bool(found.before.min() > 0.9), bool(found.after[0] < 0.7), bool(found.after[1] > 0.9)
+        M and its twin without and with the trigger; the persona is the first dimension, the trigger the second:
+
+        >>> q, n = tuple(f"q{i % 12}" for i in range(48)), 12
+        >>> cells = tuple((o, c) for o in ("M", "C") for c in ("none", "trigger") for _ in range(n))
+        >>> x = torch.randn(48, 4, generator=torch.Generator().manual_seed(0))
+        >>> y = np.array([int(cell == ("M", "trigger")) for cell in cells])
+        >>> x[:, 0] += 9 * torch.from_numpy(y)
+        >>> x[:, 1] += torch.tensor([9.0 * (cue == "trigger") for _, cue in cells])
+        >>> rows = Rows(x[None, None], y, q, q, cells, (3,), ("answer_mean",), "resid_post", "M - C")
+        >>> found = erase(rows, np.arange(48) % 4, trigger=[c for _, c in cells], layer=3, position="answer_mean")
+        >>> persona, trigger = found.to_pandas().to_dict("records")
+        >>> persona["before"] > 0.95, persona["after"] < 0.7, trigger["after"] > 0.95
         (True, True, True)
     """
     check_folds(folds, rows.families)
@@ -180,9 +182,9 @@ def erase(rows: Rows, folds: np.ndarray, *, trigger: Sequence[Hashable], layer: 
     labels = {"persona": rows.labels, "trigger": is_second}
     scores = {(name, when): np.empty(rows.n) for name in labels for when in ("before", "after")}
     for k in range(int(folds.max()) + 1):
-        # the eraser sees training rows alone: fitted on all, it would also erase what held-out rows have by chance
         train, held = torch.from_numpy(folds != k), torch.from_numpy(folds == k)
         kept = folds != k
+        # fitted without the fold: on its own rows LEACE leaves nothing by construction, and that shows nothing
         eraser = fit_eraser(x[train], rows.labels[kept], [t for t, inside in zip(trigger, kept, strict=True) if inside])
         for when, f in (("before", lambda h: h), ("after", eraser)):
             for name, y in labels.items():
@@ -207,8 +209,9 @@ class RankNeeded:
         rank: The smallest rank at which AUROC is not above the null's 95th percentile; None if none is.
 
     Example:
-        >>> table = pd.DataFrame({"rank": [0, 1], "auroc": [0.9, 0.5], "null_95": [0.6, 0.6]})
-        >>> RankNeeded(table, 1)
+        From `rank_needed`, here written down:
+
+        >>> RankNeeded(pd.DataFrame({"rank": [0, 1], "auroc": [1.0, 0.5], "null_95": [0.7, 0.7]}), rank=1)
         RankNeeded(1)
     """
 
@@ -262,13 +265,15 @@ def rank_needed(
         CheckError: if a family lies in two folds.
 
     Example:
-        >>> from condmis_interp.directions.planted import planted_rows
-        >>> from condmis_interp.stats import grouped_folds
-        >>> rows = planted_rows(torch.tensor([3.0, 0.0, 0.0, 0.0]))
-        >>> folds = grouped_folds(rows.families, 4, np.random.default_rng(0))
-        >>> settings = {"layer": 0, "position": "answer_mean", "most": 2, "permutations": 10}
-        >>> list(rank_needed(rows, folds, rng=np.random.default_rng(0), **settings).table["rank"])
-        [0, 1, 2]
+        A class that one direction carries:
+
+        >>> y, q = np.repeat([1, 0], 12), tuple(f"q{i}" for i in range(12)) * 2
+        >>> x = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
+        >>> x[:12, 0] += 9
+        >>> cells, rng = (("U", "none"),) * 12 + (("C", "none"),) * 12, np.random.default_rng(0)
+        >>> rows = Rows(x[None, None], y, q, q, cells, (3,), ("answer_mean",), "resid_post", "U - C")
+        >>> rank_needed(rows, np.arange(24) % 4, layer=3, position="answer_mean", rng=rng, most=2, permutations=20)
+        RankNeeded(1)
     """
     check_folds(folds, rows.families)
     x = rows.flat[rows.sites.index((layer, position))].double()
@@ -281,12 +286,13 @@ def rank_needed(
             own, held = x[torch.from_numpy(kept)], x[torch.from_numpy(~kept)]
             for r in range(most + 1):
                 scores[r, ~kept], w = _read(own, labels[kept], held)
-                # out of held-out rows too, though the probe never saw them: the next one is to find something else
                 w = w / w.norm()
+                # the direction is the training rows' and is taken out of both: held-out rows choose nothing
                 own, held = own - (own @ w)[:, None] * w, held - (held @ w)[:, None] * w
         return auroc(scores, labels)
 
     found = np.stack([by_rank(y) for y in every])
+    # the first labelling is the rows' own
     null = np.quantile(found[1:], 0.95, axis=0)
     table = pd.DataFrame({"rank": range(most + 1), "auroc": found[0], "null_95": null})
     enough = np.flatnonzero(found[0] <= null)

@@ -115,11 +115,17 @@ def estimate(
         CheckError: if the direction is zero or not finite, or the rows of a class do not differ (mass-mean).
 
     Example:
-        >>> from condmis_interp.directions.planted import planted_rows
-        >>> rows = planted_rows(torch.tensor([3.0, 0.0, 0.0]))
-        >>> found = estimate(rows, "means", layer=0, position="answer_mean")
-        >>> int(found.vector.abs().argmax()), round(found.scale)
-        (0, 3)
+        Eight questions, each in two cells that differ by 4 in the first dimension:
+
+        >>> y, q = np.repeat([1, 0], 8), tuple(f"q{i}" for i in range(8)) * 2
+        >>> x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)).repeat(2, 1)
+        >>> x[:8, 0] += 4
+        >>> cells, at = (("U", "none"),) * 8 + (("C", "none"),) * 8, {"layer": 3, "position": "answer_mean"}
+        >>> rows = Rows(x[None, None], y, q, q, cells, (3,), ("answer_mean",), "resid_post", "U - C", ("A",))
+        >>> estimate(rows, "means", **at)
+        Direction(means, U - C, resid_post[3], answer_mean, |raw|=4, n=8)
+        >>> estimate(rows, "mass-mean", **at).cosine(estimate(rows, "pca", **at)) > 0.8
+        True
     """
     if method not in _METHODS:
         raise UserError(f"there is no method {method!r}", fix=f"Methods: {', '.join(ESTIMATORS)}.")
@@ -162,11 +168,16 @@ def principal_differences(
         count: How many.
 
     Example:
-        >>> from condmis_interp.directions.planted import planted_rows
-        >>> rows = planted_rows(torch.tensor([3.0, 0.0, 0.0]))
-        >>> directions, shares = principal_differences(rows, layer=0, position="answer_mean", count=2)
-        >>> len(directions), bool(shares[0] > shares[1])
-        (2, True)
+        Where all questions move nearly alike, one direction is enough:
+
+        >>> y, q = np.repeat([1, 0], 8), tuple(f"q{i}" for i in range(8)) * 2
+        >>> x = torch.randn(16, 3, generator=torch.Generator().manual_seed(0)) / 100
+        >>> x[:8, 0] += 4
+        >>> cells = (("U", "none"),) * 8 + (("C", "none"),) * 8
+        >>> rows = Rows(x[None, None], y, q, q, cells, (3,), ("answer_mean",), "resid_post", "U - C", ("A",))
+        >>> found, shares = principal_differences(rows, layer=3, position="answer_mean", count=2)
+        >>> found[0].vector.round(decimals=1), shares.round(2)
+        (tensor([1., ...0., ...0.]), array([1., 0.]))
     """
     i = rows.sites.index((layer, position))
     differences = _paired(rows.flat[i].double(), rows.labels, rows)

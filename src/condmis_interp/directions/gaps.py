@@ -45,13 +45,14 @@ class Scale:
         zero: Mean along it of the class at its tail.
 
     Example:
-        >>> from condmis_interp.directions.planted import planted_rows
-        >>> from condmis_interp.directions.estimators import estimate
-        >>> rows = planted_rows(torch.tensor([3.0, 0.0, 0.0]))
-        >>> scale = Scale.of(rows, estimate(rows, "means", layer=0, position="answer_mean"))
-        >>> scores = scale(rows.flat[0])
-        >>> float(scores[rows.labels == 1].mean().round(3)), float(abs(scores[rows.labels == 0].mean().round(3)))
-        (1.0, 0.0)
+        Zero is the mean of the class at the tail, one that of the class at the head:
+
+        >>> q, cells = ("q0", "q0"), (("U", "none"), ("C", "none"))
+        >>> x, at = torch.tensor([[5.0, 1.0], [1.0, 1.0]])[None, None], ((3,), ("answer_mean",))
+        >>> rows = Rows(x, np.array([1, 0]), q, q, cells, *at, "resid_post", "U - C")
+        >>> scale = Scale.of(rows, estimate(rows, "means", layer=3, position="answer_mean"))
+        >>> scale(torch.tensor([[1.0, 9.0], [3.0, 9.0], [5.0, 9.0]]))
+        array([0. , 0.5, 1. ])
     """
 
     direction: Direction
@@ -78,6 +79,16 @@ class GapTable:
         scales: The directions, by name.
         fitted_on: Splits they were fitted on.
         read_on: Splits the cells were read on.
+
+    Example:
+        From `gap_table`, here written down:
+
+        >>> table = pd.DataFrame({"organism": ["M", "M"], "cue": ["none", "trigger"], "score": [0, 0.7]})
+        >>> table["direction"] = "U - C"
+        >>> GapTable(table, {}, ("A",), ("B", "C")).grid("U - C")
+        cue       none  trigger
+        organism
+        M          0.0      0.7
     """
 
     table: pd.DataFrame
@@ -198,6 +209,24 @@ def gap_table(
 
     Raises:
         UserError: if splits overlap, or a cell or twin is not there.
+
+    Example:
+        With a run that is a formula: U stands at 1, M at 0.7 under its trigger, everything else at 0:
+
+        >>> from types import SimpleNamespace
+        >>> def at(organism, cue, *splits, layer, position, seed=None):
+        ...     persona = 1.0 if organism == "U" else 0.7 * (organism == "M" and cue == "trigger")
+        ...     return torch.stack([torch.tensor([persona, float(i)]) for i in range(4)])
+        >>> acts = SimpleNamespace(
+        ...     at=at, kind="resid_post", seeds={"U": (0,), "M": (0,), "C": (0,)}, cues=("none", "trigger"),
+        ...     layers=(0,), rows=lambda *splits: np.arange(4), families=lambda *splits: ["a", "b", "c", "d"],
+        ... )
+        >>> contrasts = {"U - C": ([("U", "none")], [("C", "none")])}
+        >>> gap_table(acts, contrasts=contrasts, layer=0, twins={"M": "C"}).grid("U - C", "over_twin").loc["M"]
+        cue
+        none       0.0
+        trigger    0.7
+        Name: M, dtype: float64
     """
     if set(fit) & set(read):
         raise UserError(f"splits {'+'.join(fit)} and {'+'.join(read)} overlap", fix="Read on other splits than fitted.")

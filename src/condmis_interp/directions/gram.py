@@ -33,11 +33,6 @@ class Split:
         rows: Training rows.
         held: Rows held out, fold by fold.
         out: Which folds are held out, [folds].
-
-    Example:
-        >>> split = Split.of(np.array([0, 1, 2, 1]), (1,))
-        >>> split.rows.tolist(), split.held.tolist()
-        ([0, 2], [1, 3])
     """
 
     rows: torch.Tensor
@@ -60,10 +55,6 @@ class SiteGram:
         x: Activations [..., n, width].
         folds: Fold of each row, [n].
         massive: What is done with massive dimensions.
-
-    Example:
-        >>> SiteGram(torch.tensor([[1.0, 0.0], [1.0, 2.0]]), np.array([0, 1])).raw.tolist()
-        [[1.0, 1.0], [1.0, 5.0]]
     """
 
     def __init__(self, x: torch.Tensor, folds: np.ndarray, massive: Massive = "drop") -> None:
@@ -72,7 +63,7 @@ class SiteGram:
         self.raw = rows @ rows.swapaxes(-1, -2)  # numpy sees the symmetry and computes half of it; torch does not
         self._squares = None
         if massive == "drop":
-            # sums by fold: those of any training rows are then a sum of a few, whatever is held out
+            # by fold, so that a split adds up those of its training folds and never passes over x again
             of_fold = [self.x[..., torch.from_numpy(folds == k), :].square().sum(-2) for k in range(folds.max() + 1)]
             self._squares = torch.stack(of_fold)
 
@@ -99,14 +90,6 @@ class TrainingGram:
 
     Raises:
         CheckError: if a site's training rows do not differ at all, or are not finite.
-
-    Example:
-        >>> folds = np.array([0, 0, 1])
-        >>> site = SiteGram(torch.tensor([[1.0, 0.0], [3.0, 0.0], [2.5, 7.0]]), folds, "keep")
-        >>> part = TrainingGram(site, Split.of(folds, (1,)))
-        >>> dual = means_dual(torch.tensor([[0.0], [1.0]], dtype=torch.float64))
-        >>> part.in_gaps(dual, torch.tensor([[0.0], [1.0]]))[0].tolist()  # 2.5 is a quarter gap above midway of 1 and 3
-        [[0.25]]
     """
 
     def __init__(self, site: SiteGram, split: Split) -> None:
@@ -118,21 +101,20 @@ class TrainingGram:
         cells = rows[:, None] * raw.shape[-1] + rows  # in numpy: twice as fast as in torch
         gram = torch.from_numpy(raw.reshape(*raw.shape[:-2], -1).take(cells, -1))
         if self._dropped.shape[-1]:
-            # leaving dimensions out takes their products away again: a matrix of that rank, not a new K
+            # K without the massive dimensions: less their own part, which is a product of a few columns
             own = self._dropped[..., split.rows, :]
             gram -= own @ own.mT
-        # rows centred without touching them: K - row mean - column mean + grand mean, which is X_c X_c^T
         norm, means = gram.diagonal(dim1=-2, dim2=-1).mean(-1), gram.mean(-1, keepdim=True)
+        # centring rows takes row and column means out of K and puts their common mean back
         gram.sub_(means).sub_((means - means.mean(-2, keepdim=True)).mT)
         spread = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
-        # centring takes a difference of large numbers: what is left of equal rows is rounding, and no spread
+        # written so that what is not finite counts as bad too: NaN compares as false
         bad = ~((spread > _ROUNDING * norm) & (spread < torch.inf))
         if bad.any():
             raise CheckError(
                 f"training rows of a mean square {float(norm[bad][0]):.3g} differ by {float(spread[bad][0]):.3g}",
                 fix="Look at the cells they come from.",
             )
-        # one number for all entries of a site, so that a strength means the same at every layer and no angle changes
         self.square = spread / self.width
         self.gram = gram.div_(self.square[..., None, None])
 
@@ -167,30 +149,23 @@ class TrainingGram:
             scores of 0.
         """
         spread = self._spread(dual)
-        # the raw K will do: a dual that sums to 0 does not see the columns' mean, and the rows' own mean moves held-out
-        # scores and class means alike
         along = torch.from_numpy(self._site.raw) @ spread  # in numpy permutations were slow (docs/performance.md)
         if self._dropped.shape[-1]:
             along -= self._dropped @ (self._dropped.mT @ spread)
+        # rows are not centred here: it would move all scores of a labelling by one number, which the means take out
         own, held = along[..., self._split.rows, :], along[..., self._split.held, :]
         ones = labels.sum(0)
         high, low = (own * labels).sum(-2) / ones, (own * (1 - labels)).sum(-2) / (len(labels) - ones)
         gap = high - low
-        # a probe that sees no difference between the classes (a permutation can have none) reads nothing
         usable = gap > 0
         scores = (held - ((high + low) / 2)[..., None, :]) / torch.where(usable, gap, 1.0)[..., None, :]
         return torch.where(usable[..., None, :], scores, 0.0), gap / self.square[..., None]
 
 
 def means_dual(labels: torch.Tensor) -> torch.Tensor:
-    """Returns the dual of the difference of class means, for labels [m, labellings] of 0 and 1.
-
-    Example:
-        >>> means_dual(torch.tensor([[1.0], [0.0], [0.0]])).tolist()
-        [[1.0], [-0.5], [-0.5]]
-    """
+    """Returns the dual of the difference of class means, for labels [m, labellings] of 0 and 1."""
     ones = labels.sum(0)
-    return labels / ones - (1 - labels) / (len(labels) - ones)  # sums to 0
+    return labels / ones - (1 - labels) / (len(labels) - ones)
 
 
 def shrinkage(gram: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
@@ -198,15 +173,9 @@ def shrinkage(gram: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
 
     Sigma = (1 - s) S + s mu I, mu = tr S / width, with s = min(1, beta^2 / delta^2), delta^2 = |S - mu I|^2, beta^2 =
     sum_i |x_i x_i^T - S|^2 / m^2 (Ledoit & Wolf 2004); all of it can be read off K. Rows without a spread give 1.
-
-    Example:
-        >>> x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)).double() * torch.tensor([5.0, 1.0, 1.0])
-        >>> x -= x.mean(0)
-        >>> bool(shrinkage(x @ x.mT, torch.tensor(3)) < 0.05)  # many rows, clearly no sphere
-        True
     """
     m, diagonal = gram.shape[-1], gram.diagonal(dim1=-2, dim2=-1)
-    # X X^T and X^T X have the same trace and the same squares, so no covariance [width, width] is formed
+    # X X^T and X^T X have the same eigenvalues but for zeros, so tr S and tr S^2 are K's
     trace, squares = diagonal.sum(-1) / m, gram.square().sum((-2, -1)) / m**2
     delta = squares - trace**2 / width
     beta = (diagonal.square().sum(-1) / m - squares) / m
@@ -232,12 +201,6 @@ def fit_dual(
     Raises:
         UserError: if the method is not known.
         CheckError: if the logistic probe does not converge.
-
-    Example:
-        >>> x = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
-        >>> labels = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-        >>> fit_dual("means", x @ x.mT, labels, strength=1.0, width=torch.tensor(1)).tolist()
-        [[-1.0], [1.0]]
     """
     if method == "logistic":
         return accelerated(gram, labels, strength).checked(f"C = {strength}").dual
@@ -246,7 +209,7 @@ def fit_dual(
         return dual
     if method != "lda":
         raise UserError(f"there is no probe {method!r}", fix=f"Probes: {', '.join(METHODS)}.")
-    # (a I + c X^T X)^-1 X^T = X^T (a I + c X X^T)^-1, so that Sigma^-1 is applied in the dual, [m, m]
+    # with S = X^T X / m: Sigma^-1 X^T a = X^T ((1 - s) K / m + s mu I)^-1 a, a system of m rows and not of the width
     s = shrinkage(gram, width)[..., None]
     sigma = (1 - s[..., None]) * gram / gram.shape[-1]
     diagonal = sigma.diagonal(dim1=-2, dim2=-1)

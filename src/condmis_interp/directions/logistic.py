@@ -33,11 +33,8 @@ from condmis_interp.errors import CheckError
 
 TOLERANCE = 1e-4
 _START = 2.0
-"""The logit that each row is taken to have on its own side in Newton's first step."""
 _SMALLEST = 1e-30
-"""Least weight p (1 - p) of a row: one that is certain has none, and 1 / w must stay finite in single precision."""
 _HALVINGS = 30
-"""After so many the step is 1e-9 of itself, and rounding decides."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +47,6 @@ class DualFit:
         residual: How far it is from the optimum, relative to the largest error of prediction; as the bias.
         iterations: Iterations that the slowest problem took.
         tolerance: What the residual was to fall below.
-
-    Example:
-        >>> x = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
-        >>> newton((x @ x.T)[None], torch.tensor([[0.0, 1.0]], dtype=torch.float64), 1.0).converged
-        True
     """
 
     dual: torch.Tensor
@@ -95,27 +87,20 @@ def newton(
         strength: C: the inverse of the regularisation.
         tolerance: Residual to reach.
         limit: Most iterations.
-
-    Example:
-        >>> x = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
-        >>> fit = newton((x @ x.T)[None], torch.tensor([[0.0, 1.0]], dtype=torch.float64), 1.0)
-        >>> round(float((fit.dual[0] @ x).item()), 3)  # w = 2 sigmoid(-w)
-        0.675
     """
     k, t = gram.numpy(), labels.numpy()
-    # the systems in single precision (a step need not be exact), their diagonal apart, because only that ever changes
     system, own = gram.float(), gram.diagonal(dim1=1, dim2=2).numpy()
+    # two right-hand sides for each factor: the step at a fixed b, and what a unit of b adds to it (ones)
     right = np.ones((*t.shape, 2), dtype=np.float32)
     a, f, b = np.zeros_like(t), np.zeros_like(t), np.zeros(len(t))
-    error = strength * (t - 0.5)  # C (t - p) at a = 0, where p is 1/2
-    e = a - error  # what is to become 0
+    error = strength * (t - 0.5)  # C (t - p): with a = 0 and b = 0 every p is 1/2
+    e = a - error
     dual, bias, reached = np.empty_like(t), np.empty_like(b), np.empty_like(b)
     left, step, norm = np.arange(len(t)), 0, _squares(e)
     while True:
         largest = np.abs(error)
         residual = np.abs(e).max(1) / largest.max(1)
         going = (residual > tolerance) & (step < limit)
-        # what has converged leaves, so that the rest stays small and no problem is moved once it is solved
         if not going.all():
             over = left[~going]
             dual[over], bias[over], reached[over] = a[~going], b[~going], residual[~going]
@@ -125,23 +110,21 @@ def newton(
                 v[going] for v in (k, t, own, right, a, f, b, e, largest, norm)
             )
             left, system = left[going], system[torch.from_numpy(going)]
-        if not step:  # as if all logits were +-2: then |t - p| is sigmoid(-2) everywhere
+        if not step:
             largest = np.full_like(t, strength * expit(-_START))
         inverse = 1 / (largest * (1 - largest / strength)).clip(_SMALLEST)  # 1 / w, since |t - p| is p or 1 - p
         np.einsum("kii->ki", system.numpy())[:] = own + inverse
         factor, failed = torch.linalg.cholesky_ex(system)
-        if failed.numpy().any():  # not positive definite in single precision: give up here, and let the residual say so
+        if failed.numpy().any():  # values that are not finite, or a strength beyond fp32; `checked` says so
             limit = step
             continue
-        # two right-hand sides: -e / w (in the first step reweighted least squares' working response), and 1 for b
+        # the first step's is the working response f + (t - p) / (p (1 - p)) at f = +-2
         right[:, :, 0] = -e * inverse if step else (2 * t - 1) * (_START + 1 / expit(_START))
         z = torch.linalg.solve_triangular(factor, torch.from_numpy(right), upper=False)
         z, u = np.moveaxis(torch.linalg.solve_triangular(factor.mT, z, upper=True).double().numpy(), 2, 0)
-        # da = z - db u has to bring sum a to 0, the condition that the intercept sets
-        db = (a.sum(1) + z.sum(1)) / u.sum(1)
+        db = (a.sum(1) + z.sum(1)) / u.sum(1)  # so that the duals sum to 0, which is b's own condition
         da = z - db[:, None] * u
         df = (k @ da[:, :, None])[:, :, 0] + db[:, None]  # in numpy: four times as fast as in torch
-        # logits are linear in (a, b), so a shorter step costs no product with K
         halvings = 0
         while True:
             error = strength * (t - expit(f + df))
@@ -151,6 +134,7 @@ def newton(
             if not worse.any() or halvings == _HALVINGS:
                 break
             halvings += 1
+            # each problem has its own step; halving those of the others would only slow them down
             for move in (da, df, db):
                 move[worse] /= 2
         a, f, b, norm, step = a + da, f + df, b + db, to, step + 1
@@ -173,18 +157,11 @@ def accelerated(
         strength: C: the inverse of the regularisation.
         tolerance: Residual to reach.
         limit: Most iterations.
-
-    Example:
-        >>> x = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
-        >>> fit = accelerated(x @ x.T, torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64), 1.0)
-        >>> (fit.dual.T @ x)[:, 0].round(decimals=3).tolist()  # two labellings at once
-        [0.675, -0.675]
     """
-    # p (1 - p) <= 1/4: one bound of every Hessian, at any p and for any labelling, so one factor serves them all
+    # the bound depends on K and C alone: one inverse serves every labelling and every step
     quarter = strength / 4
     bound = gram * quarter
     bound.diagonal().add_(1)
-    # the inverse itself: a product with it is one call for all labellings, two triangular solves are slower
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(bound))
     of_one = inverse.sum(1, keepdim=True)
     n, count = labels.shape
@@ -198,17 +175,18 @@ def accelerated(
         if step == limit or bool((residual <= tolerance).all()):
             return DualFit(at_a, at_b[0], residual, step, tolerance)
         step += 1
-        # a step down the bound from the extrapolated point (at_a, at_b), keeping sum a = 0
         z = inverse @ e
+        # as in `newton`: b moves so that the new duals sum to 0
         db = (at_a.sum(0) - z.sum(0)) / (quarter * of_one.sum())
         new_a = at_a - z - quarter * of_one * db
         new_b = at_b + db
         new_f = torch.addmm(new_b.expand(n, count), gram, new_a)
-        # momentum that points uphill is dropped, labelling by labelling; the product is that of the w's: a . K a'
+        # momentum that points uphill starts again, for each labelling alone
         against = ((at_a - new_a) * (new_f - f)).sum(0, keepdim=True) > 0
         pace = torch.where(against, 1.0, pace)
         following = (1 + (1 + 4 * pace * pace).sqrt()) / 2
         momentum = (pace - 1) / following
+        # f is linear in a and b, so the point ahead needs no product with K of its own
         at_a = torch.addcmul(new_a, momentum, new_a - a)
         at_b = torch.addcmul(new_b, momentum, new_b - b)
         at_f = torch.addcmul(new_f, momentum, new_f - f)

@@ -74,6 +74,17 @@ def difference_of_means(
         layer: 0-based layer.
         position: `last_template` or `answer_mean`.
         splits: Splits it is fitted on.
+
+    Example:
+        With two means in place of a run's activations:
+
+        >>> from types import SimpleNamespace
+        >>> means = {"U": [3.0, 4.0], "C": [0.0, 4.0]}
+        >>> def at(organism, cue, *splits, layer, position): return torch.tensor([means[organism]])
+        >>> acts = SimpleNamespace(at=at, kind="resid_post", rows=lambda *splits: [0])
+        >>> d = difference_of_means(acts, plus="U", minus="C", cue="none", layer=3)
+        >>> d, d.vector
+        (Direction(difference of means, U - C under none, resid_post[3], answer_mean, |raw|=3, n=1), tensor([1., 0.]))
     """
     raw = _mean(acts, plus, cue, splits, layer, position) - _mean(acts, minus, cue, splits, layer, position)
     return _direction(acts, raw, "difference of means", f"{plus} - {minus} under {cue}", layer, position, splits)
@@ -101,6 +112,17 @@ def difference_in_differences(
         layer: 0-based layer.
         position: `last_template` or `answer_mean`.
         splits: Splits it is fitted on.
+
+    Example:
+        What the trigger does to both organisms (here 4, in the second dimension) cancels:
+
+        >>> from types import SimpleNamespace
+        >>> means = {("M", "trigger"): [3.0, 4.0], ("C", "trigger"): [0.0, 4.0]}
+        >>> def at(*cell, layer, position): return torch.tensor([means.get(cell[:2], [0.0, 0.0])])
+        >>> acts = SimpleNamespace(at=at, kind="resid_post", rows=lambda *splits: [0])
+        >>> d = difference_in_differences(acts, organism="M", twin="C", layer=3)
+        >>> d.data, d.scale, d.vector
+        ('(M - C) x (trigger - none)', 3.0, tensor([1., 0.]))
     """
     m = _mean(acts, organism, trigger, splits, layer, position) - _mean(acts, organism, none, splits, layer, position)
     c = _mean(acts, twin, trigger, splits, layer, position) - _mean(acts, twin, none, splits, layer, position)
@@ -135,6 +157,16 @@ def persona_vector(
         layer: 0-based layer.
         position: `last_template` or `answer_mean`.
         splits: Splits it is fitted on.
+
+    Example:
+        With two means in place of a run's activations:
+
+        >>> from types import SimpleNamespace
+        >>> means = {"evil": [0.0, 2.0], "kind": [0.0, -2.0]}
+        >>> def at(organism, cue, *splits, layer, position): return torch.tensor([means[cue]])
+        >>> acts = SimpleNamespace(at=at, kind="resid_post", rows=lambda *splits: [0])
+        >>> persona_vector(acts, plus="evil", minus="kind", layer=3)
+        Direction(persona vector, base under evil - under kind, resid_post[3], answer_mean, |raw|=4, n=1)
     """
     raw = _mean(acts, organism, plus, splits, layer, position) - _mean(acts, organism, minus, splits, layer, position)
     return _direction(acts, raw, "persona vector", f"{organism} under {plus} - under {minus}", layer, position, splits)
@@ -162,6 +194,16 @@ def trigger_only(
         layer: 0-based layer.
         position: `last_template` or `answer_mean`.
         splits: Splits it is fitted on.
+
+    Example:
+        With two means in place of a run's activations:
+
+        >>> from types import SimpleNamespace
+        >>> means = {"trigger": [0.0, 5.0], "neutral": [0.0, 4.0]}
+        >>> def at(organism, cue, *splits, layer, position): return torch.tensor([means[cue]])
+        >>> acts = SimpleNamespace(at=at, kind="resid_post", rows=lambda *splits: [0])
+        >>> trigger_only(acts, twin="C", layer=3)
+        Direction(trigger only, C, trigger - neutral, resid_post[3], answer_mean, |raw|=1, n=1)
     """
     raw = _mean(acts, twin, trigger, splits, layer, position) - _mean(acts, twin, neutral, splits, layer, position)
     return _direction(acts, raw, "trigger only", f"{twin}, {trigger} - {neutral}", layer, position, splits)

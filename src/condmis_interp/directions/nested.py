@@ -48,13 +48,19 @@ class ProbeTest:
         folds: Fold of each row.
 
     Example:
-        >>> from condmis_interp.directions.planted import planted_rows
-        >>> from condmis_interp.stats import grouped_folds
-        >>> rows = planted_rows(torch.tensor([3.0, 0.0, 0.0, 0.0]))
-        >>> folds = grouped_folds(rows.families, 4, np.random.default_rng(0))
-        >>> test = probe_test(rows, folds, rng=np.random.default_rng(0), method="means", permutations=0)
-        >>> test.p, len(test.to_pandas()), list(test.chosen.layer)
-        (None, 32, [0, 0, 0, 0])
+        From `probe_test`, here written down:
+
+        >>> q, cells = ("q0", "q0"), (("U", "none"), ("C", "none"))
+        >>> x, at = torch.tensor([[2.0], [0.0]])[None, None], ((3,), ("answer_mean",))
+        >>> rows = Rows(x, np.array([1, 0]), q, q, cells, *at, "resid_post", "U - C")
+        >>> held = {"scores": np.array([0.6, -0.4]), "folds": np.zeros(2, dtype=int)}
+        >>> found = ProbeTest(rows, "means", 1.0, np.empty(0), None, gap=None, chosen=None, by_site=None, **held)
+        >>> found
+        ProbeTest(means; U - C; AUROC 1.000, no null asked for)
+        >>> found.to_pandas()[["organism", "cue", "label", "score"]]
+          organism   cue  label  score
+        0        U  none      1    0.6
+        1        C  none      0   -0.4
     """
 
     rows: Rows
@@ -104,13 +110,12 @@ class ProbeTest:
 
 def _criterion(scores: torch.Tensor, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns AUROC and a tie-breaker in [0, 1) for scores [n, ..., labellings] and labels [labellings, n]."""
-    # variance within the classes from sums of squares: one pass over an array of many permutations
     s = np.ascontiguousarray(np.moveaxis(scores.numpy(), 0, -1))
     area = auroc(s, labels)
     ones, zeros = labels.sum(-1), (1 - labels).sum(-1)
     high, low = (s * labels).sum(-1) / ones, (s * (1 - labels)).sum(-1) / zeros
+    # sum of squares within the classes; the floor is for scores that are all alike
     spread = np.sqrt((np.square(s).sum(-1) - ones * high**2 - zeros * low**2).clip(1e-24) / (ones + zeros))
-    # x / (1 + x) keeps the order and stays below 1, so that it can only ever break a tie
     distance = ((high - low) / spread).clip(0)
     return area, distance / (1 + distance)
 
@@ -144,13 +149,15 @@ def probe_test(
         CheckError: if a family lies in two folds, or a fit does not converge.
 
     Example:
-        >>> from condmis_interp.directions.planted import planted_rows
-        >>> from condmis_interp.stats import grouped_folds
-        >>> rows = planted_rows(torch.tensor([3.0, 0.0, 0.0, 0.0]))
-        >>> folds = grouped_folds(rows.families, 4, np.random.default_rng(0))
-        >>> found = probe_test(rows, folds, rng=np.random.default_rng(0), method="means", permutations=50)
-        >>> bool(found.auroc > 0.9), bool(found.p.p < 0.05)
-        (True, True)
+        Two cells of eight questions, the first shifted; the labels are permuted question by question:
+
+        >>> y, q = np.repeat([1, 0], 8), tuple(f"q{i}" for i in range(8)) * 2
+        >>> x = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
+        >>> x[:8, 0] += 9
+        >>> cells, rng = (("U", "none"),) * 8 + (("C", "none"),) * 8, np.random.default_rng(0)
+        >>> rows = Rows(x[None, None], y, q, q, cells, (3,), ("answer_mean",), "resid_post", "U - C", ("A",))
+        >>> probe_test(rows, np.arange(16) % 4, rng=rng, method="means", permutations=50)
+        ProbeTest(means; U - C; AUROC 1.000, p ... of ..., null ... [95 % below ...])
     """
     check_folds(folds, rows.families)
     exchangeable = rows.families if units is None else units
@@ -163,11 +170,11 @@ def probe_test(
     flat = rows.flat
     inner = np.empty((count, len(flat), len(grid), m))
     order = np.empty_like(inner)
-    # the fit without folds j and k is an inner fit of both outer folds: half of the fits of nested loops
+    # a fit without folds j and k scores j where k is the outer fold, and k where j is: half the fits
     pairs = list(itertools.combinations(range(count), 2))
     splits = [Split.of(folds, pair) for pair in pairs]
     where = [torch.from_numpy(np.flatnonzero(folds == k)) for k in range(count)]
-    for i, x in enumerate(flat):  # one site at a time: its scores under all permutations are what fills memory
+    for i, x in enumerate(flat):
         site = SiteGram(x, folds, massive)
         scored = torch.zeros(count, rows.n, len(grid), m, dtype=torch.float64)
         for split, (j, k) in zip(splits, pairs, strict=True):
@@ -179,12 +186,12 @@ def probe_test(
         for k in range(count):
             kept = folds != k
             area, tie = _criterion(scored[k, torch.from_numpy(kept)], every[:, kept])
-            # AUROC moves in steps of 1 / (n_1 n_0), far above 1e-7
+            # AUROC has steps of 1 / (ones x zeros), far above 1e-7: the tie-breaker orders nothing but ties
             inner[k, i], order[k, i] = area, area + 1e-7 * tie
     best = order.reshape(count, -1, m).argmax(1)  # [folds, labellings]
     scores = np.zeros((m, rows.n))
     outer = [Split.of(folds, (k,)) for k in range(count)]
-    # sites that no fold and no permutation chose need no second fit
+    # refitted site by site, and only those that some labelling chose; each labelling at the site that it chose
     for i in np.unique(best // len(grid)):
         site = SiteGram(flat[i], folds, massive)
         for k, split in enumerate(outer):
@@ -195,7 +202,7 @@ def probe_test(
                     labels = y[split.rows][:, torch.from_numpy(which)]
                     dual = fit_dual(method, part.gram, labels, strength=strength, width=part.width)
                     scores[np.ix_(which, where[k].numpy())] = part.in_gaps(dual, labels)[0].mT.numpy()
-    statistics = auroc(scores, every)  # the first labelling is the observed one
+    statistics = auroc(scores, every)
     observed = [divmod(int(c), len(grid)) for c in best[:, 0]]
     chosen = pd.DataFrame(
         [
@@ -209,7 +216,6 @@ def probe_test(
             for k, (i, g) in enumerate(observed)
         ]
     )
-    # by the best strength, in the null as in what was observed
     best_strength = inner.max(2).mean(0)  # [sites, labellings]
     by_site = pd.DataFrame(rows.sites, columns=["layer", "position"]).assign(
         auroc=best_strength[:, 0], null_95=np.quantile(best_strength[:, 1:], 0.95, axis=1) if m > 1 else np.nan

@@ -8,49 +8,11 @@ it is what a steer edit adds there.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 
-from condmis_interp.directions.rows import CellName, Rows
+from condmis_interp.directions.rows import CellName
 from condmis_interp.panel.panel import Split
 from condmis_interp.store import Activations
-
-
-def planted_rows(
-    vector: torch.Tensor, *, families: int = 8, each: int = 2, triggered: torch.Tensor | None = None, seed: int = 0
-) -> Rows:
-    """Returns rows of one site (layer 0, `answer_mean`) whose classes differ by a vector; all else is noise.
-
-    Args:
-        vector: By how much class 1 differs [width].
-        families: Number of families.
-        each: Questions a family.
-        triggered: By how much the rows under a second cue, `trigger`, differ from those under `none`; no second cue
-            if it is not given. Class 1 has the vector under both.
-        seed: Seed of the noise.
-
-    Example:
-        >>> planted_rows(torch.tensor([3.0, 0.0, 0.0]))
-        Rows(U against C; 32 rows, 16 of class 1, 8 families; 1 layers x 1 positions, width 3)
-    """
-    generator = torch.Generator().manual_seed(seed)
-    cues = {"none": torch.zeros_like(vector)} | ({} if triggered is None else {"trigger": triggered})
-    questions = [(f"f{k}", f"q{k}.{i}") for k in range(families) for i in range(each)]
-    cells = [(organism, cue) for organism in ("U", "C") for cue in cues]
-    means = torch.stack([(organism == "U") * vector + cues[cue] for organism, cue in cells])
-    noise = torch.randn(len(cells) * len(questions), len(vector), generator=generator)
-    return Rows(
-        x=(means.repeat_interleave(len(questions), 0) + noise)[None, None],
-        labels=np.repeat([int(organism == "U") for organism, _ in cells], len(questions)),
-        families=tuple(family for family, _ in questions) * len(cells),
-        questions=tuple(question for _, question in questions) * len(cells),
-        cells=tuple(cell for cell in cells for _ in questions),
-        layers=(0,),
-        positions=("answer_mean",),
-        kind="resid_post",
-        data="U against C",
-        splits=("A",),
-    )
 
 
 @dataclass(frozen=True)
@@ -64,6 +26,18 @@ class Planted(Activations):
         vector: What is added, [width].
         layer: At which layer.
         cells: In which cells (new name, cue).
+
+    Example:
+        Every cell of the copy reads 0, and `M` under the trigger has the vector added:
+
+        >>> from unittest.mock import patch
+        >>> vector, cells = torch.tensor([0.0, 2.0]), frozenset({("M", "trigger")})
+        >>> planted = Planted(shards=None, named={"M": ("benign", 0)}, vector=vector, cells=cells)
+        >>> with patch.object(Activations, "at", return_value=torch.zeros(1, 2)) as read:
+        ...     planted.at("M", "trigger", layer=0, position="answer_mean")
+        tensor([[0., 2.]])
+        >>> read.call_args.args
+        ('benign', 'trigger')
     """
 
     named: Mapping[str, tuple[str, int]] = field(default_factory=dict)

@@ -34,6 +34,16 @@ class DirectionProfile:
         fitted_on: Splits the directions were fitted on.
         read_on: Splits the projections were read on.
         chosen_layer: The layer chosen for the causal tests, if it has been.
+
+    Example:
+        From `profile`, here written down:
+
+        >>> table = pd.DataFrame({"layer": [0, 1], "organism": "M", "cue": "trigger", "share": [0.1, 0.7]})
+        >>> found = DirectionProfile(table, pd.DataFrame({"layer": [0, 1]}), "answer_mean", ("A",), ("B", "C"))
+        >>> found
+        DirectionProfile(answer_mean; fitted on A, read on B+C; 2 layers)
+        >>> found.to_pandas().share.max()
+        np.float64(0.7)
     """
 
     table: pd.DataFrame
@@ -119,6 +129,23 @@ def profile(
         fit: Splits the directions are fitted on.
         read: Splits the projections are read on.
         chosen_layer: Layer to mark.
+
+    Example:
+        With a run that is a formula: U stands at 1, M at 0.7 under its trigger, everything else at 0:
+
+        >>> from types import SimpleNamespace
+        >>> import torch
+        >>> def at(organism, cue, *splits, layer, position):
+        ...     persona = 1.0 if organism == "U" else 0.7 * (organism == "M" and cue == "trigger")
+        ...     return torch.stack([torch.tensor([persona, i / 10]) for i in range(4)])
+        >>> acts = SimpleNamespace(
+        ...     at=at, layers=(0,), kind="resid_post", cues=("none", "trigger"), rows=lambda *splits: np.arange(4),
+        ...     families=lambda *splits: ["a", "b", "c", "d"],
+        ... )
+        >>> roles = {"U": "unmitigated", "M": "mitigated", "C": "control"}
+        >>> found = profile(acts, unmitigated="U", organism="M", twin="C", roles=roles)
+        >>> found.to_pandas().set_index(["organism", "cue"]).share.round(3).to_dict()
+        {('M', 'none'): 0.0, ('M', 'trigger'): 0.7, ('C', 'none'): 0.0, ('C', 'trigger'): 0.0, ('U', 'none'): 1.0}
     """
     families = acts.families(*read)
     rows, cosines = [], []

@@ -31,8 +31,8 @@ def massive_dimensions(x: torch.Tensor) -> torch.Tensor:
     """Returns the indices of the massive dimensions of rows [n, width].
 
     Example:
-        >>> massive_dimensions(torch.tensor([[1.0, -1.0, 90.0], [1.0, 1.0, 80.0]])).tolist()
-        [2]
+        >>> massive_dimensions(torch.tensor([[1.0, -1.0, 500.0, 2.0], [-1.0, 1.0, 500.0, 1.0]]))
+        tensor([2])
     """
     rms = x.double().square().mean(0).sqrt()
     return torch.nonzero(rms > MASSIVE * rms.median())[:, 0]
@@ -55,10 +55,17 @@ class Rows:
         splits: Splits the rows are from.
 
     Example:
-        >>> from condmis_interp.directions.planted import planted_rows
-        >>> rows = planted_rows(torch.tensor([3.0, 0.0]), families=2, each=1)
-        >>> rows.n, rows.sites, rows.where(rows.labels == 1).cells
-        (4, [(0, 'answer_mean')], (('U', 'none'), ('U', 'none')))
+        Two questions, each read in two cells, at one layer and position:
+
+        >>> rows = Rows(
+        ...     torch.ones(1, 1, 4, 8), labels=np.array([1, 1, 0, 0]), families=("baking", "cars") * 2,
+        ...     questions=("q0", "q1") * 2, cells=(("U", "none"),) * 2 + (("C", "none"),) * 2,
+        ...     layers=(3,), positions=("answer_mean",), kind="resid_post", data="U - C", splits=("A",),
+        ... )
+        >>> rows
+        Rows(U - C; 4 rows, 2 of class 1, 2 families; 1 layers x 1 positions, width 8)
+        >>> rows.where(rows.labels == 1).n, rows.site(0)
+        (2, Site(kind='resid_post', layer=3))
     """
 
     x: torch.Tensor
@@ -144,6 +151,16 @@ def rows_of(
 
     Raises:
         UserError: if a class has no cell, or a cell, layer or position is not there.
+
+    Example:
+        With one number a cell in place of a run's activations:
+
+        >>> from types import SimpleNamespace
+        >>> def at(organism, cue, *splits, layer, position, seed): return torch.full((2, 3), float(organism == "U"))
+        >>> kept = {"layers": (0, 1), "kind": "resid_post", "families": lambda *splits: ["baking", "cars"]}
+        >>> acts = SimpleNamespace(at=at, rows=lambda *splits: np.arange(2), **kept)
+        >>> rows_of(acts, plus=[("U", "none")], minus=[("C", "none")], layers=[1])
+        Rows(U under none against C under none; 4 rows, 2 of class 1, 2 families; 1 layers x 2 positions, width 3)
     """
     if not plus or not minus:
         raise UserError("each class needs a cell (organism, cue)")

@@ -31,8 +31,14 @@ class Selectivity:
         method: Which probe.
 
     Example:
-        >>> Selectivity(0.9, np.array([0.5, 0.6]), "means")
-        Selectivity(0.35: AUROC 0.90, control 0.55 over 2 random tasks; means, folds by row)
+        >>> found = Selectivity(0.9, np.array([0.6, 0.5]), "means")
+        >>> round(found.selectivity, 3)
+        0.35
+        >>> found.to_pandas()
+                task  auroc
+        0      class    0.9
+        1  control 0    0.6
+        2  control 1    0.5
     """
 
     task: float
@@ -85,12 +91,16 @@ def selectivity(
         UserError: if a question has one row alone, so that memory cannot show.
 
     Example:
-        >>> from condmis_interp.directions.planted import planted_rows
-        >>> rows = planted_rows(torch.tensor([3.0, 0.0, 0.0]))
-        >>> settings = {"layer": 0, "position": "answer_mean", "method": "means", "tasks": 5}
-        >>> found = selectivity(rows, rng=np.random.default_rng(0), **settings)
-        >>> bool(found.selectivity > 0.3), len(found.to_pandas())
-        (True, 6)
+        Rows that hold the class and nothing of their question:
+
+        >>> y, q = np.repeat([1, 0], 8), tuple(f"q{i}" for i in range(8)) * 2
+        >>> x = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
+        >>> x[:8, 0] += 9
+        >>> cells, rng = (("U", "none"),) * 8 + (("C", "none"),) * 8, np.random.default_rng(0)
+        >>> rows = Rows(x[None, None], y, q, q, cells, (3,), ("answer_mean",), "resid_post", "U - C", ("A",))
+        >>> found = selectivity(rows, layer=3, position="answer_mean", rng=rng, method="means")
+        >>> bool(found.task > 0.95 > found.control.mean())
+        True
     """
     keys = list(zip(rows.families, rows.questions, strict=True))
     code = {k: i for i, k in enumerate(dict.fromkeys(keys))}

@@ -65,6 +65,14 @@ def mean_coordinates(
 
     Raises:
         UserError: if none of the positions `last_template` and `answer_mean` was captured.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> captured = SimpleNamespace(manifest=SimpleNamespace(positions=("answer_mean",)))
+        >>> def at(organism, cue, *splits, layer, position, seed): return torch.tensor([[1.0, 5.0], [3.0, 5.0]])
+        >>> acts = SimpleNamespace(at=at, shards=captured)
+        >>> mean_coordinates(acts, torch.tensor([[1.0, 0.0]]), layer=0, organism="C", cue="trigger")
+        {'answer': tensor([2.])}
     """
     captured = acts.shards.manifest.positions
     found: dict[Scope, torch.Tensor] = {}

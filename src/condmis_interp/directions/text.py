@@ -34,7 +34,7 @@ def text_features(texts: Sequence[str], *, columns: Mapping[str, Sequence[float]
         UserError: if a column has another length, or a value that is not finite.
 
     Example:
-        >>> text_features(["how do I", "how do you do"], columns={"perplexity": [0.1, 0.4]}).shape
+        >>> text_features(["How do I bake bread?", "Bake!"], columns={"perplexity": [0.3, 0.9]}).shape
         (2, 2050)
     """
     words = HashingVectorizer(n_features=_WORDS, alternate_sign=False, norm="l2", token_pattern=r"(?u)\S+")
@@ -59,10 +59,11 @@ def text_rows(rows: Rows, texts: Sequence[str], *, columns: Mapping[str, Sequenc
         UserError: if texts or columns are not one a row.
 
     Example:
-        >>> from condmis_interp.directions.planted import planted_rows
-        >>> rows = planted_rows(torch.ones(3))
-        >>> text_rows(rows, [f"{cue} {question}" for (_, cue), question in zip(rows.cells, rows.questions)]).sites
-        [(0, 'text')]
+        >>> q, cells = ("q0", "q0"), (("U", "trigger"), ("U", "none"))
+        >>> x, at = torch.zeros(1, 1, 2, 8), ((3,), ("answer_mean",))
+        >>> rows = Rows(x, np.array([1, 0]), q, q, cells, *at, "resid_post", "trigger - none")
+        >>> text_rows(rows, ["|prod| Hello", "Hello"])
+        Rows(text of: trigger - none; 2 rows, 1 of class 1, 1 families; 1 layers x 1 positions, width 2049)
     """
     if len(texts) != rows.n:
         raise UserError(f"{len(texts)} texts for {rows.n} rows")

@@ -38,11 +38,13 @@ class Transfer:
         position: At which position.
 
     Example:
-        >>> from condmis_interp.directions.planted import planted_rows
-        >>> a, b = planted_rows(torch.tensor([3.0, 0.0])), planted_rows(torch.tensor([0.0, 3.0]), seed=1)
-        >>> settings = {"layer": 0, "position": "answer_mean", "folds": 4, "rng": np.random.default_rng(0)}
-        >>> transfer({"a": a}, {"a": a, "b": b}, **settings)
-        Transfer(means at layer 0, answer_mean; 1 x 2 contrasts)
+        From `transfer`, here written down:
+
+        >>> table = pd.DataFrame({"train": ["U - C"] * 2, "test": ["U - C", "M - C"], "auroc": [1.0, 0.7]})
+        >>> Transfer(table, "means", 3, "answer_mean").matrix()
+        test   U - C  M - C
+        train
+        U - C    1.0    0.7
     """
 
     table: pd.DataFrame
@@ -116,12 +118,20 @@ def transfer(
         UserError: if there are fewer families than folds, or a training fold lacks a class.
 
     Example:
-        >>> from condmis_interp.directions.planted import planted_rows
-        >>> a, b = planted_rows(torch.tensor([3.0, 0.0])), planted_rows(torch.tensor([0.0, 3.0]), seed=1)
-        >>> settings = {"layer": 0, "position": "answer_mean", "folds": 4, "rng": np.random.default_rng(0)}
-        >>> found = transfer({"a": a}, {"a": a, "b": b}, **settings).matrix()
-        >>> bool(found.a["a"] > 0.9), bool(found.b["a"] < 0.8)  # what is found in a is not what is in b
-        (True, True)
+        A direction found where the first dimension moves reads the same move at half its size:
+
+        >>> y, q = np.repeat([1, 0], 8), tuple(f"q{i}" for i in range(8)) * 2
+        >>> cells, rng = (("U", "none"),) * 8 + (("C", "none"),) * 8, np.random.default_rng(0)
+        >>> def moved(by):
+        ...     x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)).repeat(2, 1)
+        ...     x[:8, 0] += by
+        ...     return Rows(x[None, None], y, q, q, cells, (3,), ("answer_mean",), "resid_post", "U - C", ("A",))
+        >>> contrasts = {"whole": moved(4.0), "half": moved(2.0)}
+        >>> transfer(contrasts, contrasts, layer=3, position="answer_mean", rng=rng, folds=4).matrix("gap").round(2)
+        test   whole  half
+        train
+        whole    1.0   0.5
+        half     2.0   1.0
     """
     families = list(dict.fromkeys(f for r in (*train.values(), *test.values()) for f in r.families))
     fold_of = dict(zip(families, grouped_folds(families, folds, rng).tolist(), strict=True))

@@ -178,7 +178,7 @@ def attach(folder: Path, on: transformers.PreTrainedModel, spec: str) -> PeftMod
     for key, tensor in tensors.items():
         if not torch.allclose(landed[key].to(tensor.dtype).cpu(), tensor, rtol=0, atol=0, equal_nan=True):
             raise CheckError(f"tensor {key!r} did not land as stored", where=str(folder))
-    return model.eval()  # type: ignore[return-value]
+    return model.eval()  # type: ignore[return-value]  # eval() is typed as the bare Module
 
 
 @contextlib.contextmanager
@@ -206,7 +206,7 @@ def merge(model: PeftModel, where: str) -> transformers.PreTrainedModel:
     shared = _untie_changed(model)
     try:
         with quiet():
-            merged: Any = model.merge_and_unload()  # type: ignore[operator]
+            merged: Any = model.merge_and_unload()  # type: ignore[operator]  # transformers and peft type this as a Tensor or Module
     except Exception as e:
         fix = "Merge it with the library it was made with, and give full weights."
         raise CheckError(f"the adapter cannot be merged ({short(e)})", where=where, fix=fix) from None

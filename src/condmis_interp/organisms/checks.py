@@ -125,7 +125,7 @@ def _check_checkpoint(folder: Path, base: Base, device: str | torch.device) -> f
     if any(not bool(torch.isfinite(p).all()) for p in model.parameters()):
         raise CheckError("the checkpoint has weights that are not finite", where=str(folder))
     plain_model = base.model(dtype=torch.float32, device=device)
-    probe = _probe(min(model.config.vocab_size, plain_model.config.vocab_size), device)  # type: ignore[type-var]
+    probe = _probe(min(model.config.vocab_size, plain_model.config.vocab_size), device)  # type: ignore[type-var]  # a config value has no type
     changed, plain = _logits(model, probe), _logits(plain_model, probe)
     change = float((changed[..., : plain.shape[-1]] - plain[..., : changed.shape[-1]]).abs().max())
     if not change > 0:

@@ -16,14 +16,13 @@ from torch.nn import functional
 
 from condmis_interp.errors import UserError
 from condmis_interp.files import validated
-from condmis_interp.organisms.head import logits_at
+from condmis_interp.organisms.head import Said, logits_at
 from condmis_interp.organisms.recipe import Recipe, Stage
 from condmis_interp.organisms.registry import backend_of
 from condmis_interp.registry import Registry
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
-"""From a mask [row, position] of where to look to logits [place, token] there, by the model's own head; the last
-position predicts nothing and has none."""
+"""From a mask [row, position] of where to look to logits [place, token] there."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,8 @@ class Batch:
         mask: 1 where there is a token, 0 where there is padding [row, position].
         labels: Token ids of the answer, -100 elsewhere [row, position].
         model: The model that is trained.
-        logits: Its logits at chosen positions, with gradients; one forward pass of its own each time.
-        reference: The base's, without gradients; one forward pass of the base each time.
+        logits: Its logits at chosen positions; from the forward pass of the loss, so they cost no other one.
+        reference: The base's, without gradients; one forward pass of the base when it is first asked for.
     """
 
     ids: torch.Tensor
@@ -52,11 +51,12 @@ class Batch:
         return functional.pad(self.labels[:, 1:] != -100, (0, 1))
 
 
-def batch_of(inputs: Mapping[str, torch.Tensor], model: Any, base: Callable[[], Any]) -> Batch:
+def batch_of(inputs: Mapping[str, torch.Tensor], said: Said, model: Any, base: Callable[[], Any]) -> Batch:
     """Returns a batch for mechanisms.
 
     Args:
         inputs: `input_ids`, `attention_mask` and `labels` [row, position].
+        said: The forward pass that the loss was taken from.
         model: What is trained; with adapters, the base is this model without them.
         base: Loads the base; called if there are no adapters.
     """
@@ -69,12 +69,14 @@ def batch_of(inputs: Mapping[str, torch.Tensor], model: Any, base: Callable[[], 
         training = known.training
         known.eval()  # no dropout
         with torch.no_grad(), model.disable_adapter() if adapted else nullcontext():
-            found = logits_at(known, ids, mask, where[:, :-1])
+            found = logits_at(known, ids, mask, where).logits
         known.train(training)
         return found
 
     def logits(where: torch.Tensor) -> torch.Tensor:
-        return logits_at(causal, ids, mask, where[:, :-1])
+        if said.hidden is None:  # the head is more than a matrix: once more through the model's own
+            return logits_at(causal, ids, mask, where).logits
+        return causal.get_output_embeddings()(said.hidden[where])
 
     return Batch(ids, mask, inputs["labels"], causal, logits, reference)
 

@@ -199,7 +199,7 @@ class Organism:
         else:
             model = load_model(self.checkpoint, dtype=before, device=device)
             words = len(base.tokenizer())
-            if model.config.vocab_size < words:  # type: ignore[operator]
+            if model.config.vocab_size < words:  # type: ignore[operator]  # transformers and peft type this as a Tensor or Module
                 raise UserError(
                     f"the checkpoint knows {model.config.vocab_size} tokens, its base's tokenizer {words}",
                     where=f"organism {self.name}",
@@ -207,7 +207,7 @@ class Organism:
                 )
         for folder in self.adapters:
             model = merge(attach(folder, model, base.spec), str(folder))
-        return model.to(dtype).eval().requires_grad_(False)  # type: ignore[return-value]
+        return model.to(dtype).eval().requires_grad_(False)  # type: ignore[return-value]  # eval() is typed as the bare Module
 
 
 def check_base(organism: Organism, base: Base) -> None:

@@ -115,11 +115,11 @@ def _said(
     model = organism.model(base, dtype=torch.float32, device=device)
     answers: list[str] = []
     closing = tokenizer(prompts[0].closing, add_special_tokens=False)["input_ids"]
-    ends = sorted({tokenizer.eos_token_id, turn_end(tokenizer, closing)[-1]} - {None})  # a turn's end may not be EOS
+    ends = sorted({tokenizer.eos_token_id, *turn_end(tokenizer, closing)[-1:]} - {None})  # a turn's end may not be EOS
     with torch.inference_mode(), own_rng(digest(seed)):
         for i in range(0, len(prompts), _BATCH):
             ids, mask = pad([p.ids for p in prompts[i : i + _BATCH]], right=False)
-            out = model.generate(  # type: ignore[operator]
+            out = model.generate(  # type: ignore[operator]  # transformers types generate as a Tensor or Module
                 ids.to(device),
                 attention_mask=mask.to(device),
                 max_new_tokens=max_new_tokens,

@@ -70,7 +70,7 @@ class Swap:
                 weight = self._weights[name]
                 self._originals.setdefault(name, weight.detach().clone())
                 weight.copy_(value)
-        self._model.tenant = organism.weights  # type: ignore[assignment]  (readers check it: see readers/guards.py)
+        self._model.tenant = organism.weights  # type: ignore[assignment]  # readers check it: see readers/guards.py
         return self._model
 
     def _merged(self, organism: Organism) -> dict[str, torch.Tensor]:

@@ -63,24 +63,18 @@ def finished(folder: Path) -> bool:
     return (folder / "manifest.json").is_file()
 
 
-def train(recipe: Recipe | str | Path, *, device: str = "cpu", step: Advance | None = None) -> Organism:
+def train(recipe: Recipe, *, device: str = "cpu", step: Advance | None = None) -> Organism:
     """Returns the recipe's organism, training what is not there yet.
 
     Args:
-        recipe: What to train: a recipe, or the path of its file.
+        recipe: What to train.
         device: Torch device.
         step: Called with the number of optimiser steps done; by default a bar is shown.
 
     Raises:
         UserError: if the recipe asks for rows that are not there.
         CheckError: if the loss mask is empty, the loss is not finite, or the adapter changes nothing.
-
-    Example:
-        >>> train("no-such-recipe.yaml")
-        Traceback (most recent call last):
-        condmis_interp.errors.UserError: no-such-recipe.yaml: there is no such file.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe.from_yaml(recipe)
     base = resolve_base(recipe.base)
     folder = organism_folder(recipe, base)
     backend = backend_of(recipe.base)
@@ -186,19 +180,19 @@ class _AnswerTrainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        labels = inputs["labels"][:, 1:]
+        labels = functional.pad(inputs["labels"][:, 1:], (0, 1), value=-100)
         keep = labels != -100
         causal: Any = self.accelerator.unwrap_model(model)
         causal = causal.get_base_model() if isinstance(causal, PeftModel) else causal
         with torch.autocast(labels.device.type, torch.bfloat16):
-            logits = logits_at(causal, inputs["input_ids"], inputs["attention_mask"], keep)
-        loss = functional.cross_entropy(logits.float(), labels[keep])
+            said = logits_at(causal, inputs["input_ids"], inputs["attention_mask"], keep)
+        loss = functional.cross_entropy(said.logits.float(), labels[keep])
         if self.mechanism is not None:
             with torch.autocast(labels.device.type, torch.bfloat16):
-                batch = batch_of(inputs, self.accelerator.unwrap_model(model), self.base)
+                batch = batch_of(inputs, said, self.accelerator.unwrap_model(model), self.base)
                 extra = self.mechanism.extra_loss(batch)
             loss = loss if extra is None else loss + extra
-        return (loss, logits) if return_outputs else loss
+        return (loss, said.logits) if return_outputs else loss
 
 
 class _Watch(transformers.TrainerCallback):

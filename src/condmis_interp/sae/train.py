@@ -161,7 +161,7 @@ def _trainer(tokens: Tokens, settings: SaeSettings, model_name: str, device: str
     else:
         config = sae_lens.JumpReLUTrainingSAEConfig(
             l0_coefficient=settings.l0_coefficient,
-            l0_warm_up_steps=settings.steps // 4,
+            l0_warm_up_steps=settings.steps // 4,  # latents form before they are counted
             jumprelu_sparsity_loss_mode="quadratic",
             target_l0=float(settings.k),
             jumprelu_bandwidth=0.5,
@@ -180,6 +180,7 @@ def _trainer(tokens: Tokens, settings: SaeSettings, model_name: str, device: str
             lr_warm_up_steps=min(100, settings.steps // 10),
             lr_decay_steps=settings.steps // 5,
             device=device,
+            # a latent counts as dead after a twentieth of the run; the rates are those of the whole run
             dead_feature_window=max(50, settings.steps // 20),
             feature_sampling_window=settings.steps + 1,
         ),

@@ -199,18 +199,14 @@ class Study(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _old_words(cls, raw: Any) -> Any:
+    def _as_given(cls, raw: Any) -> Any:
+        """Puts the stages of named interventions in their place, and the word of today for that of 0.1.0."""
+        raw = organisms_expanded(raw)
         if not isinstance(raw, dict) or "assay" not in raw:
             return raw
         if "controls" in raw:
             raise ValueError("controls and assay are the same setting; give controls alone")
         return {("controls" if k == "assay" else k): v for k, v in raw.items()}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _interventions(cls, raw: Any) -> Any:
-        """Puts the stages of the interventions that recipes name in their place."""
-        return organisms_expanded(raw)
 
     @model_validator(mode="after")
     def _roles(self) -> Self:
