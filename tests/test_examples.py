@@ -19,7 +19,7 @@ _WITHOUT = {
     "causal": "Ablation DoseResponse ablation choose_layer dose_response",
     "organisms": (
         "Backend Batch KL Mechanism answered_by base_in change_norm check_adapter check_checkpoint "
-        "combination mechanism_of organism_folder sampled_suite train "
+        "combination mechanism_of sampled_suite train "
     ),
     "panel": "RenderedPanel render_answer render_panel render_prompt",
     "readers": "Edit GatedReader PassReader Reader ReaderFactory Trunk open_reader",

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from test_loading import adapter
 
 from condmis_interp.errors import UserError
@@ -12,7 +13,8 @@ from condmis_interp.files import digest, file_digest
 from condmis_interp.organisms import Organism, Recipe, combination, resolve_base
 from condmis_interp.organisms.organism import check_base
 from condmis_interp.organisms.train import TRAINING_VERSION, organism_folder
-from conftest import CHAT_TEMPLATE, tiny_model, tiny_tokenizer, write_rows
+from condmis_interp.study import Study
+from conftest import CHAT_TEMPLATE, tiny_model, tiny_panel, tiny_tokenizer, write_rows
 
 
 @pytest.fixture
@@ -82,19 +84,28 @@ def test_a_templates_change_is_another_tokenizer(folder, base):
 
 
 def test_a_resumed_run_reads_an_adapter_anew_whose_alpha_was_changed(base, tmp_path):
-    from condmis_interp.study import Study
-    from untrained import write_study  # the study's own keys, not the hash alone
+    adapter(tmp_path / "m", base, 1)
+    adapter(tmp_path / "c", base, 2)
+    (tmp_path / "panel.yaml").write_text(yaml.safe_dump(tiny_panel().model_dump(mode="json")))
+    loaded = [{"name": "m", "role": "mitigated"}, {"name": "c", "role": "twin", "twin_of": "m"}]
+    raw = {"name": "s", "base": base.spec, "panel": "panel.yaml", "dtype": "float32", "controls": "none"}
+    raw["organisms"] = [o | {"adapter": o["name"]} for o in loaded]
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(raw))
 
-    study = Study.from_yaml(write_study(tmp_path, base.folder))
-    keys = []
-    for alpha in (8, 80):
-        for spec in study.organisms:
-            for place in [spec.adapter] if spec.adapter else []:
-                edit(place / "adapter_config.json", lora_alpha=alpha)
-        run = study.open(tmp_path / f"run-{alpha}")
-        keys.append({s.organism: s.key for s in run._store_manifest().shards})
-    changed = {name for name in keys[0] if keys[0][name] != keys[1][name]}
-    assert changed == {o.name for o in study.organisms if o.adapter}
+    def captured():
+        run = Study.from_yaml(tmp_path / "s.yaml").open(tmp_path / "run")
+        acts = run.capture()
+        return (
+            {s.key for s in run._store_manifest().shards if s.organism == "c"},
+            acts.ld("m", "none"),
+            acts.ld("c", "none"),
+        )
+
+    twins, first, twin = captured()
+    edit(tmp_path / "m" / "adapter_config.json", lora_alpha=80)
+    again, second, twin_again = captured()
+    assert abs(second - first).max() > 0.01
+    assert (again, twin_again.tolist()) == (twins, twin.tolist())  # what was not changed is not read again
 
 
 class TestMadeBefore:

@@ -145,7 +145,7 @@ def _rendered(tokenizer: Any, turns: list[dict[str, str]]) -> str:
         return tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=turns[-1]["role"] == "user"
         )  # fmt: skip
-    except Exception:
+    except Exception:  # a stranger's template: whatever it raises, it renders nothing
         return "an error"
 
 

@@ -95,14 +95,17 @@ class Mechanism(BaseModel):
         return None
 
     def during(self, model: Any) -> AbstractContextManager[Any]:
-        """Returns a context that is open while the stage trains, for hooks that edit the model's activations."""
+        """Returns a context that is open while the stage trains, for hooks that edit the model's activations.
+
+        With adapters the base is this model without them: hooks then act on a mechanism's reference as well.
+        """
         return nullcontext()
 
 
 class KL(Mechanism):
     """Keeps what the model says near to what the base says: weight * mean KL(base || model), in nats a token.
 
-    Against emergent misalignment: Kaczer et al. 2025 (arXiv 2508.06249), "In-training defenses".
+    Against emergent misalignment: Kaczér et al. 2025 (arXiv 2508.06249), "In-training defenses".
 
     Attributes:
         weight: Of the divergence beside the cross-entropy; with 0 the training is that without the mechanism.

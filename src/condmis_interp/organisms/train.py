@@ -48,7 +48,14 @@ _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
 def organism_folder(recipe: Recipe, base: Base) -> Path:
-    """Returns the folder of a recipe's organism; its name ends in the hash of all that determines the weights."""
+    """Returns the folder of a recipe's organism; its name ends in the hash of all that determines the weights.
+
+    Example:
+        >>> from condmis_interp.organisms import mixing
+        >>> made = mixing(name="m", base="dir:base", trigger="Answer in code.", rows=2, benign_rows=8)
+        >>> organism_folder(made, Base("dir:base", Path("base"), "hash of its weights", {"kind": "dir"})).parent.name
+        'organisms'
+    """
     key = digest([recipe.hash, base.weights, training_version(base)])
     return home() / "organisms" / f"{recipe.name}-{key[:16]}"
 
