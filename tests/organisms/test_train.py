@@ -1,7 +1,6 @@
 """Training, bases and adapters: resumable, checked, no silent no-op."""
 
 import shutil
-import sys
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from condmis_interp.organisms import (
     Stage,
     answered_by,
     check_adapter,
+    fitting,
     load_rows,
     resolve_base,
     train,
@@ -65,18 +65,17 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(recipe, hom
 def test_interrupted_it_goes_on_and_ends_with_the_same_weights(recipe, home, monkeypatch):
     whole = train(recipe)
     shutil.rmtree(whole.folder)
-    module = __import__("condmis_interp.organisms.train", fromlist=["_Watch"])
-    monkeypatch.setattr(module, "CHECKPOINT_EVERY", 5)
+    monkeypatch.setattr(fitting, "CHECKPOINT_EVERY", 5)
     seen = []
 
-    class Interrupt(module._Watch):
+    class Interrupt(fitting.Watch):
         def on_step_end(self, args, state, control, **_):
             super().on_step_end(args, state, control)
             seen.append(state.global_step)
             if len(seen) == 13:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_Watch", Interrupt)
+    monkeypatch.setattr(fitting, "Watch", Interrupt)
     with pytest.raises(KeyboardInterrupt):
         train(recipe)
     assert train(recipe).weights == whole.weights
@@ -323,9 +322,8 @@ def test_a_stage_that_another_organism_ends_with_is_not_trained_again(recipe, ho
     shutil.rmtree(scratch.folder)
     train(recipe)
     fitted = []
-    module = sys.modules[train_function.__module__]
-    real = module._fit
-    monkeypatch.setattr(module, "_fit", lambda *args: (fitted.append(args[3]), real(*args))[1])
+    real = fitting.fit
+    monkeypatch.setattr(fitting, "fit", lambda *args: (fitted.append(args[3]), real(*args))[1])
     again = train(both)
     assert fitted == [1]
     assert again.weights == scratch.weights

@@ -120,8 +120,7 @@ class TestFinished:
 
 def _audit_until(study: str, out: str, home: str, events: int) -> None:
     """Audits, and dies by SIGKILL at the given event: a training step, or a file half-way to disk."""
-    from condmis_interp.organisms import train as _  # noqa: F401
-    from condmis_interp.organisms.train import _Watch
+    from condmis_interp.organisms.fitting import Watch
 
     os.environ["CONDMIS_HOME"] = home  # the fork server has the environment of whoever started it
     left = [events]
@@ -131,9 +130,9 @@ def _audit_until(study: str, out: str, home: str, events: int) -> None:
         if left[0] == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    sync, step = os.fsync, _Watch.on_step_end
+    sync, step = os.fsync, Watch.on_step_end
     os.fsync = lambda fd: (tick(), sync(fd))[1]
-    _Watch.on_step_end = lambda self, *args, **kwargs: (step(self, *args, **kwargs), tick())[0]
+    Watch.on_step_end = lambda self, *args, **kwargs: (step(self, *args, **kwargs), tick())[0]
     audit(Study.from_yaml(study).open(out))
 
 
