@@ -282,10 +282,11 @@ def test_a_folder_that_is_not_this_run(finished, tmp_path):
         Study.from_yaml(other).open(folder / "run")
 
 
-def test_rng_is_left_alone(finished, tmp_path, home, tiny_base_folder):
+def test_rng_is_left_alone(tmp_path, home, tiny_base_folder):
     import torch
 
-    study = write_study(tmp_path, tiny_base_folder)
+    three = yaml.safe_load(write_study(tmp_path, tiny_base_folder).read_text())["organisms"][1:3]
+    study = write_study(tmp_path, tiny_base_folder, organisms=[three[0] | {"role": "M"}, three[1]])
     random.seed(5)
     before = (random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state())
     Study.from_yaml(study).open(tmp_path / "run").train()
