@@ -8,6 +8,9 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
 PYTEST := $(BIN)/python -m pytest
 ONE_BY_ONE := tests/test_demo.py tests/readers/test_smollm2.py  # the real model takes both cores
 
+# Compiled modules are kept, whatever the environment says: compiling them again takes 10 s of every process that starts.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test test-slow lint docs bench clean
 
 demo: .venv/core
