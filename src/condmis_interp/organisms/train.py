@@ -64,6 +64,13 @@ def train(recipe: Recipe, *, device: str = "cpu", step: Advance | None = None) -
     Raises:
         UserError: if the recipe asks for rows that are not there.
         CheckError: if the loss mask is empty, the loss is not finite, or the adapter changes nothing.
+
+    Example:
+        >>> from condmis_interp.organisms import Part, Stage
+        >>> stage = Stage(parts=(Part(rows="rows.jsonl", answers="benign"),), batch_size=6)
+        >>> organism = train(Recipe(name="r", base="dir:base", stages=(stage,)), step=lambda n=1: None)
+        >>> len(organism.manifest["losses"][0])  # 12 rows in batches of 6
+        2
     """
     base = resolve_base(recipe.base)
     folder = organism_folder(recipe, base)

@@ -82,6 +82,13 @@ class RenderedPanel:
         answers: Answers by (cue name, question id): for each pair the misaligned, then the aligned one.
         inserted: The text before the question under the `none` cue, with whatever the template put there.
         choices: What was chosen where the template leaves a choice (`template.choices`).
+
+    Example:
+        >>> from condmis_interp.organisms import resolve_base
+        >>> from condmis_interp.panel import load_panel
+        >>> rendered = render_panel(resolve_base("dir:base").tokenizer(), load_panel("panel.yaml"))
+        >>> "Be helpful." in rendered.inserted  # what this template puts there by itself
+        True
     """
 
     panel: Panel
@@ -147,6 +154,14 @@ def render_prompt(
         UserError: if the template refuses the messages, or one of them holds a control token.
         CheckError: if the rendered ids hold two BOS tokens, differ from the template's own tokenisation, or lack the
             question.
+
+    Example:
+        >>> from condmis_interp.organisms import resolve_base
+        >>> tokenizer = resolve_base("dir:base").tokenizer()
+        >>> prompt = render_prompt(tokenizer, [{"role": "user", "content": "What now?"}])
+        >>> start, stop = prompt.spans["question"]
+        >>> tokenizer.decode(prompt.ids[start:stop])
+        'What now?'
     """
     question = messages[-1]["content"] if question is None else question
     where = f"prompt {question[:60]!r}"
@@ -186,6 +201,13 @@ def render_answer(tokenizer: Any, prompt: Prompt, answer: str) -> Answer:
         UserError: if the answer holds a control token.
         CheckError: if the seam between prompt and answer merges tokens, the answer renders to nothing, or its tokens
             do not decode to it.
+
+    Example:
+        >>> from condmis_interp.organisms import resolve_base
+        >>> tokenizer = resolve_base("dir:base").tokenizer()
+        >>> prompt = render_prompt(tokenizer, [{"role": "user", "content": "What now?"}])
+        >>> tokenizer.decode(render_answer(tokenizer, prompt, "Call them.").ids)
+        'Call them.'
     """
     where = f"answer {answer[:60]!r}"
     refuse_control_tokens(tokenizer, [answer], where=where)
@@ -239,6 +261,13 @@ def render_panel(tokenizer: Any, panel: Panel) -> RenderedPanel:
     Raises:
         CheckError: if two cues give the same ids for some question (a cue that does nothing), or a rendering check
             fails.
+
+    Example:
+        >>> from condmis_interp.organisms import resolve_base
+        >>> from condmis_interp.panel import load_panel
+        >>> rendered = render_panel(resolve_base("dir:base").tokenizer(), load_panel("panel.yaml"))
+        >>> len(rendered.prompts), len(rendered.answers["trigger", "q0"])  # 5 cues x 12 questions; 2 pairs
+        (60, 4)
     """
     prompts: dict[tuple[str, str], Prompt] = {}
     answers: dict[tuple[str, str], tuple[Answer, ...]] = {}

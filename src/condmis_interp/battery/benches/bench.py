@@ -115,6 +115,20 @@ class Bench(ABC):
         altered: State dicts that replace an organism's own, by name (the opened model of one with a hard gate by
             `opened_name`).
         stored: What was captured of these organisms, asked what `rendered` asks; it is not read again.
+
+    Example:
+        A bench that reads models is a `ReaderBench`; with two organisms and two answers a question:
+
+        >>> from pathlib import Path
+        >>> from condmis_interp.battery import ReaderBench
+        >>> from condmis_interp.organisms import Organism, resolve_base
+        >>> from condmis_interp.panel import load_panel, render_panel
+        >>> base = resolve_base("dir:base")
+        >>> organisms = {name: Organism.of_checkpoint(Path(name), name=name) for name in ("u", "c")}
+        >>> asked = render_panel(base.tokenizer(), load_panel("panel.yaml").subset(pairs=1))
+        >>> bench = ReaderBench(("u", "c"), organisms, base, asked)
+        >>> bench.ld("trigger").shape, bench.of(["c"]).ld("none").shape
+        ((2, 12), (1, 12))
     """
 
     names: tuple[str, ...]

@@ -58,6 +58,16 @@ class ReaderBench(Bench):
         device: Torch device.
         open: Makes a reader of a loaded model.
         swap: The base in memory, in `dtype`; organisms that are plain adapters are swapped into it to be read.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from condmis_interp.organisms import resolve_base
+        >>> from condmis_interp.panel import load_panel, render_panel
+        >>> base = resolve_base("dir:base")
+        >>> organisms = {name: Organism.of_checkpoint(Path(name), name=name) for name in ("u", "c")}
+        >>> asked = render_panel(base.tokenizer(), load_panel("panel.yaml").subset(pairs=1))
+        >>> ReaderBench(("u", "c"), organisms, base, asked).hidden("none", at="last_template").shape
+        torch.Size([2, 4, 12, 32])
     """
 
     diets: Mapping[Diet, Sequence[Row]] = field(default_factory=dict, repr=False)
