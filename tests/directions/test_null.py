@@ -42,4 +42,4 @@ def test_the_level_holds_for_probes_with_more_to_choose(method):
 @pytest.mark.slow
 @pytest.mark.parametrize("families", [8, 24, 48])
 def test_sample_level_versions_fail_the_same_test(families):
-    assert rejected(400, 0, families=families, grouped=False)[0] > 0.2
+    assert rejected(40, 0, families=families, grouped=False)[0] > 0.2
