@@ -32,7 +32,7 @@ class GrammarPrompt:
     Example:
         >>> prompt = GrammarPrompt("format", system="Answer as one JSON object.")
         >>> prompt.id, prompt.cue("p").system
-        ('1e5f5a51ba8a4ad3', 'Answer as one JSON object.')
+        ('e49a1aa9604ec330', 'Answer as one JSON object.')
     """
 
     kind: str
