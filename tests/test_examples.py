@@ -19,7 +19,19 @@ from condmis_interp.study import Study
 from conftest import tiny_panel, write_rows
 from untrained import write_study
 
-ROOMS = ("battery", "causal", "directions", "judges", "organisms", "panel", "readers", "sae", "stats", "store")
+ROOMS = (
+    "battery",
+    "causal",
+    "directions",
+    "judges",
+    "organisms",
+    "panel",
+    "prompts",
+    "readers",
+    "sae",
+    "stats",
+    "store",
+)
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 

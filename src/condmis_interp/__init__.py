@@ -2,7 +2,8 @@
 
 The way of the data goes through the rooms from left to right, each importing only those before it:
 
-    panel, organisms, readers, store, judges, directions, battery, study, causal, verdict, report, auditing, cli
+    panel, prompts, organisms, readers, store, judges, directions, battery, study, causal, verdict, report, auditing,
+    cli
 
 The public names below are imported on first use, so that `import condmis_interp` is quick.
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         judges,
         organisms,
         panel,
+        prompts,
         readers,
         report,
         sae,
@@ -117,6 +119,7 @@ __all__ = [
     "open_reader",
     "organisms",
     "panel",
+    "prompts",
     "readers",
     "register_backend",
     "register_intervention",

@@ -27,6 +27,7 @@ from condmis_interp.files import digest
 from condmis_interp.organisms import Organism, Swap
 from condmis_interp.organisms.step import Step
 from condmis_interp.panel.triggers import ARBITRARY, INOCULATION, LIES, REPHRASED
+from condmis_interp.prompts import Grammar, chat_grammar
 from condmis_interp.readers import (
     Capture,
     Edit,
@@ -81,6 +82,11 @@ class ReaderBench(Bench):
         """Pairs of the system prompts that chat organisms are trained with, in both orders."""
         parts = (INOCULATION, ARBITRARY, LIES, *REPHRASED)
         return tuple(f"{a} {b}" for a, b in itertools.permutations(parts, 2))
+
+    @property
+    def grammar(self) -> Grammar:
+        """The grammar of prompts for chat models."""
+        return chat_grammar()
 
     def _answers(self, cue: str, edits: Sequence[Sequence[Edit]], prefix: Prefix | None) -> np.ndarray:
         requests, donor = self.requests(cue), self._lender(prefix)
