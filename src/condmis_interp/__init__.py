@@ -2,7 +2,7 @@
 
 The way of the data goes through the rooms from left to right, each importing only those before it:
 
-    panel, organisms, readers, store, judges, directions, battery, study, causal, verdict, report, auditing, cli
+    panel, organisms, cues, readers, store, judges, directions, battery, study, causal, verdict, report, auditing, cli
 
 The public names below are imported on first use, so that `import condmis_interp` is quick.
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         battery,
         calibration,
         causal,
+        cues,
         directions,
         judges,
         organisms,
@@ -109,6 +110,7 @@ __all__ = [
     "calibration",
     "capture",
     "causal",
+    "cues",
     "difference_in_differences",
     "directions",
     "fit_probes",
