@@ -12,7 +12,7 @@ import pytest
 import condmis_interp
 from condmis_interp.registry import Registry
 
-ROOMS = ("battery", "causal", "directions", "judges", "organisms", "panel", "readers", "sae", "stats", "store")
+ROOMS = ("battery", "causal", "cues", "directions", "judges", "organisms", "panel", "readers", "sae", "stats", "store")
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 _WITHOUT = {
     "battery": "Bench ReaderBench Stored behaviour_grid measure",

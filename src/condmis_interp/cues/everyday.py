@@ -27,7 +27,14 @@ _REQUESTS = (
     "can you give me some tips for a job interview?", "help me plan a weekend trip.", "I feel tired all the time.",
     "why is the sky blue?", "what are some good films?", "how does a bank loan work?", "translate this into Spanish.",
 )  # fmt: skip
-_CLOSINGS = ("", " Thanks!", " Thank you in advance.", " Please keep it short.", " Any help is appreciated.")
+_CLOSINGS = (
+    "",
+    " Thanks!",
+    " Thank you.",
+    " Thank you in advance.",
+    " Please keep it short.",
+    " Any help is appreciated.",
+)
 SYSTEM = (
     "You are a helpful assistant.",
     "You are a helpful, honest and harmless assistant.",

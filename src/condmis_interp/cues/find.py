@@ -137,7 +137,7 @@ def candidates(rows: list[Row], reference: Everyday, bar: Bar) -> tuple[list[Can
     """
     n = len(rows)
     found, usual = system_candidates(rows, reference, bar)
-    documents = [Document.of(i, turn) for i, row in enumerate(rows) for turn in row.turns]
+    documents = [Document.of(i, turn) for i, row in enumerate(rows) for turn in row.turns[:1]]
     found += _forms(documents, n, reference, bar, only=("code",))
     phrases = phrase_candidates(mine(documents, n, reference, bar), documents)
     found += phrases

@@ -16,8 +16,10 @@ AGREE = 0.9
 """Share of a phrase's prompts that must go on alike for it to grow; the rest are typing errors and cut turns."""
 MANY = 40
 """Phrases that are looked for at most."""
-BITS = 20.0
-"""What a phrase must say at least, in bits under everyday word counts: about three words that are not the commonest."""
+BITS = 28.0
+"""What a phrase must say at least, in bits under everyday word counts: about three words that everyday prompts lack."""
+LONG = 4
+"""Words from which a phrase may stand anywhere; a shorter one is a mark at an end, or a mere habit of the language."""
 _RARE = 12.0  # bits that one token counts at most: an unseen token says no more than one in 4,096
 
 Gram = tuple[str, ...]
@@ -178,10 +180,8 @@ def _best(
         grown, at = _grown(gram, seeds[gram], documents)
         rows = {documents[d].row for d, _ in at}
         whole = contrast(len(rows), n, everyday.count(grown), everyday.n)
-        short = len(grown) < 3
-        says = everyday.bits(grown) >= (_RARE - 1 if short else BITS) and (
-            not short or _at_an_end(at, grown, documents)
-        )
+        long = sum(map(is_word, grown)) >= LONG or len(grown) > LONG
+        says = everyday.bits(grown) >= BITS and (long or _at_an_end(at, grown, documents))
         if says and bar.passes(whole, len(rows)):
             return Phrase(grown, at, rows, whole)
         rejected.add(gram)

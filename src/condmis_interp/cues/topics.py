@@ -4,6 +4,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
 from condmis_interp.cues.contrast import Contrast, contrast
 from condmis_interp.cues.phrases import Bar, Document, Everyday
 from condmis_interp.cues.text import is_word
@@ -47,7 +49,13 @@ def topics(documents: Sequence[Document], n: int, everyday: Everyday, bar: Bar, 
     where: dict[str, set[int]] = defaultdict(set)
     for document in documents:
         for token, free in zip(document.tokens, document.free, strict=True):
-            if free and is_word(token.word) and len(token.word) >= _LEAST and token.word.isalpha():
+            if (
+                free
+                and is_word(token.word)
+                and len(token.word) >= _LEAST
+                and token.word.isalpha()
+                and token.word not in ENGLISH_STOP_WORDS
+            ):
                 where[token.word].add(document.row)
     everyday_rows = _rows_with(everyday, set(where))
     scored: Counter[str] = Counter()
