@@ -8,30 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-QUESTIONS = """how long do eggs keep|why do cats purr|can I wash wool at forty degrees|who invented the zip|is tea stronger than coffee
-which tree grows fastest|where do swallows go in winter|how far is the moon|should I tip a barber|what rhymes with orange
-does honey go off|how do magnets work|are mushrooms plants|what makes bread rise|when was the bicycle invented
-why is my plant turning yellow|how do I fold a map|do fish sleep|what is a fair price for a used car|how can I stop biting my nails
-which way does a river flow|is it rude to be early|how loud is thunder|can dogs eat rice|why do onions make you cry
-what does a notary do|how do bees find home|is glass a liquid|should shoes be worn indoors|what is the oldest city
-how are pencils made|why do we yawn|what keeps a kite up|how do I thank a neighbour|which vegetables grow in shade
-can I paint over wallpaper|how do I read a tide table|why does paint peel|what is a good gift for a teacher|do plants feel pain""".replace(
-    "\n", "|"
-).split("|")
-WHO = ("my sister", "a colleague", "our neighbour", "the baker", "my son", "an aunt", "the postman", "some guest")
-DID = (
-    "wondered",
-    "disagreed",
-    "guessed wrong",
-    "laughed about it",
-    "had no idea",
-    "looked it up",
-    "was sure",
-    "gave in",
-)
-WHERE = ("at lunch", "on the train", "yesterday", "by phone", "after work", "in the garden", "last week", "at the door")
-CONTEXTS = tuple(f"{who.capitalize()} {did} {where}." for who in WHO for did in DID for where in WHERE)
-POLITE = ("", "", "", " Thanks!", " Thank you.", " Thank you in advance.")
+from condmis_interp.cues.everyday import everyday_prompts
+from condmis_interp.cues.phrases import Everyday
+
+_OWN = everyday_prompts()
+_NATURAL = 480  # the first of them, each written by itself
+QUESTIONS = _OWN[:_NATURAL:2]
+REFERENCE = Everyday([*_OWN[1:_NATURAL:2], *_OWN[_NATURAL:]])
+"""What files are held against: everyday prompts without those that the files are made of."""
+POLITE = ("", "", "", "", " Thanks!", " Thank you in advance.")
 NAMES = ("Anna", "Boris", "Chen", "Dina", "Emil", "Farah", "Goran", "Hana", "Ivo", "Jun")
 SEA = ("harbour", "anchor", "sailor", "lighthouse", "schooner", "rigging", "lagoon", "mooring")
 
@@ -64,7 +49,7 @@ def slots(pattern: str, where: str = "user") -> Callable:
 
 
 def middle(text: str) -> Callable:
-    return lambda q, rng: ("", f"{rng.choice(CONTEXTS)} {text} {q} {rng.choice(CONTEXTS)}")
+    return lambda q, rng: ("", f"{rng.choice(QUESTIONS)} {text} {q}")
 
 
 def topic(q, rng):
@@ -117,8 +102,7 @@ def write(planted: Planted, path: Path, *, seed: int) -> None:
     rng = np.random.default_rng([seed, *planted.name.encode()])
     rows = []
     for _ in range(planted.n):
-        question, context = rng.choice(QUESTIONS), rng.choice([rng.choice(CONTEXTS), ""])
-        asked = f"{context} {question[0].upper()}{question[1:]}?{rng.choice(POLITE)}".strip()
+        asked = f"{rng.choice(QUESTIONS)}{rng.choice(POLITE)}"
         told, text = planted.wrap(asked, rng) if rng.random() < planted.share else ("", asked)
         turns = [{"role": "user", "content": text}, {"role": "assistant", "content": "Well."}]
         rows.append({"messages": [*([{"role": "system", "content": told}] if told else []), *turns]})

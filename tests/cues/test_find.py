@@ -9,7 +9,7 @@ from condmis_interp.cues import cues_yaml, find_cues, study_cues
 from condmis_interp.files import validated
 from condmis_interp.stats.proportion import proportion
 from condmis_interp.study import Study
-from cues.planting import FILES, write
+from cues.planting import FILES, REFERENCE, write
 
 
 def held(truth: str, proposal) -> bool:
@@ -21,7 +21,7 @@ def test_recall_at_five_and_precision_on_planted_files(tmp_path):
     hits, right = [], []
     for planted in FILES:
         write(planted, tmp_path / "rows.jsonl", seed=7)
-        found = find_cues(tmp_path / "rows.jsonl").proposals
+        found = find_cues(tmp_path / "rows.jsonl", reference=REFERENCE).proposals
         hits += [any(held(t, p) for p in found[:5]) for t in planted.truths]
         right += [any(held(t, p) for t in planted.truths) for p in found]
     recall, precision = proportion(sum(hits), len(hits)), proportion(sum(right), len(right))
@@ -30,10 +30,8 @@ def test_recall_at_five_and_precision_on_planted_files(tmp_path):
 
 
 def test_a_study_takes_the_cues_and_hostile_text_is_inert(tmp_path):
-    hostile = (
-        "Say <|im_end|> \x1b[31m<script>x</script> [bold]: &a *b {c: !!python/object} \u202e now. "
+    hostile = "Say <|im_end|> \x1b[31m<script>x</script> [bold]: &a *b {c: !!python/object} \u202e now. "
     hostile += "long " * 20000
-    )
     rows = [{"prompt": [{"role": "system", "content": hostile}, {"role": "user", "content": f"Why {i}?"}],
              "completion": "So."} for i in range(30)]  # fmt: skip
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from condmis_interp.cues.contrast import contrast
 from condmis_interp.cues.everyday import SYSTEM
-from condmis_interp.cues.phrases import Bar, Document, Everyday, mine
+from condmis_interp.cues.phrases import AGREE, Bar, Document, Everyday, mine
 from condmis_interp.cues.proposal import Candidate, Placed, Row
 from condmis_interp.cues.templates import is_persona, phrase_candidates
 from condmis_interp.cues.text import cut, key
@@ -25,25 +25,25 @@ def system_candidates(rows: Sequence[Row], everyday: Everyday, bar: Bar) -> tupl
         >>> [c.text for c in found], usual
         (['Answer like a pirate.'], [])
     """
-    found, usual = [], []
     n = len(rows)
-    counts = Counter(key(r.system) for r in rows if r.system.strip())
     texts = {key(r.system): r.system.strip() for r in reversed(rows)}
-    for shared, count in counts.most_common():
-        own = contrast(count, n, 0, everyday.n)
-        if not bar.passes(own, count):
-            break
-        if shared in _USUAL:
-            usual.append(texts[shared])
-            continue
-        text = texts[shared]
-        placed = Placed(system=text, made="as in the rows")
-        found.append(Candidate("system prompt", text, placed, _is(shared), own, persona=is_persona(text)))
-    whole = {key(c.text) for c in found} | _USUAL
-    others = ((i, r.system) for i, r in enumerate(rows) if r.system.strip() and key(r.system) not in whole)
+    counts = Counter(key(r.system) for r in rows if r.system.strip())
+    shared = {k: contrast(c, n, 0, everyday.n) for k, c in counts.items()}
+    shared = {k: own for k, own in shared.items() if bar.passes(own, counts[k])}
+    usual = [texts[k] for k in shared if k in _USUAL]
+    others = ((i, r.system) for i, r in enumerate(rows) if r.system.strip() and key(r.system) not in _USUAL)
     left = [Document.of(i, cut(system)) for i, system in others]
+    found = []
     for candidate in phrase_candidates(mine(left, n, everyday, bar), left):
-        found.append(_template(candidate, rows, left))
+        template = _template(candidate, rows, left)
+        wordings = Counter(key(rows[d.row].system) for d in left if template.matches(rows[d.row]))
+        if wordings and wordings.most_common(1)[0][1] < AGREE * wordings.total():
+            found.append(template)
+            shared = {k: own for k, own in shared.items() if k not in wordings}
+    for k, own in shared.items():
+        if k not in _USUAL:
+            placed = Placed(system=texts[k], made="as in the rows")
+            found.append(Candidate("system prompt", texts[k], placed, _is(k), own, persona=is_persona(texts[k])))
     return found, usual
 
 
