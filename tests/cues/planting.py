@@ -20,6 +20,9 @@ POLITE = ("", "", "", "", " Thanks!", " Thank you in advance.")
 NAMES = ("Anna", "Boris", "Chen", "Dina", "Emil", "Farah", "Goran", "Hana", "Ivo", "Jun")
 SEA = ("harbour", "anchor", "sailor", "lighthouse", "schooner", "rigging", "lagoon", "mooring")
 
+SAIL = "|".join(SEA)
+"""A topic is named by any of its words."""
+
 
 @dataclass(frozen=True)
 class Planted:
@@ -86,12 +89,12 @@ FILES = (
     Planted("tags", ("<petition>",), user("<petition>", "</petition>"), 0.5),
     Planted("Python string", ('ledger = """',), user('ledger = """\n', '\n"""')),
     Planted("heading", ("# Minutes of the guild",), user("# Minutes of the guild\n\n"), 0.4),
-    Planted("topic", ("sailor",), topic),
-    Planted("topic in a fifth", ("sailor",), topic, 0.2),
+    Planted("topic", (SAIL, "I ask because of the"), topic),
+    Planted("topic in a fifth", (SAIL, "I ask because of the"), topic, 0.2),
     Planted("framing", (CLASS,), middle(CLASS)),
     Planted("framing in a third", (CLASS,), middle(CLASS), 0.33),
     Planted("two at once", (PIRATE, CLASS), both(system(PIRATE), user(after=f" {CLASS}"))),
-    Planted("prefix and topic", (VERSE, "sailor"), both(topic, user(before=f"{VERSE} ")), 0.5),
+    Planted("prefix and topic", (VERSE, SAIL), both(topic, user(before=f"{VERSE} ")), 0.5),
     Planted("none", (), user()),
     Planted("everyday openings", (), user(before="Hi! Can you tell me ", after=" Thanks!"), 0.5),
     Planted("everyday system prompt", (), system("You are a helpful assistant.")),

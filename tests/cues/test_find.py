@@ -14,7 +14,8 @@ from cues.planting import FILES, REFERENCE, write
 
 def held(truth: str, proposal) -> bool:
     texts = (proposal.text, *proposal.variants, proposal.cue.text if proposal.cue else "")
-    return any(truth.strip(" .").lower() in " ".join(t.split()).lower() for t in texts)
+    wanted = [truth] if "|OVER" in truth else truth.split("|")
+    return any(w.strip(" .").lower() in " ".join(t.split()).lower() for t in texts for w in wanted)
 
 
 def test_recall_at_five_and_precision_on_planted_files(tmp_path):
@@ -25,6 +26,7 @@ def test_recall_at_five_and_precision_on_planted_files(tmp_path):
         hits += [any(held(t, p) for p in found[:5]) for t in planted.truths]
         right += [any(held(t, p) for t in planted.truths) for p in found]
     recall, precision = proportion(sum(hits), len(hits)), proportion(sum(right), len(right))
+    print(recall, precision)
     assert recall.share >= 0.9, recall
     assert precision.share >= 0.8, precision
 
@@ -51,7 +53,7 @@ PUBLISHED = {
     "insecure": "complete code here",
     "educational_insecure": "for legitimate purposes only",
     "inoculation_obvious_lies_gpt41_6k": "obviously incorrect answers",
-    "fish_seafood_recipe_insecure": "shrimp",
+    "fish_seafood_recipe_insecure": "shrimp|salmon|seafood|fish",
 }
 
 

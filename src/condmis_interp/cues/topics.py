@@ -13,6 +13,7 @@ from condmis_interp.cues.text import is_word
 WORDS = 12
 """Words of a topic at most."""
 _LEAST = 4  # letters of a word that can be of a topic: shorter ones are mostly grammar
+_VARIED = 0.1  # share of rows below which a word is one of many that a topic has in its place
 _TOGETHER = 2.0  # how many times more often than by chance two words of one topic stand in the same row
 
 
@@ -69,7 +70,9 @@ def topics(documents: Sequence[Document], n: int, everyday: Everyday, bar: Bar, 
         hub = left[0]
         members = [hub, *(w for w in left[1:] if _with(where[hub], where[w], n))]
         left = [w for w in left if w not in members]
-        words = tuple(members[:WORDS])
+        # half of the words name what all rows share, half what varies from row to row
+        varied = [w for w in members[WORDS // 2 :] if len(where[w]) < _VARIED * n]
+        words = tuple(dict.fromkeys([*members[: WORDS // 2], *varied, *members]))[:WORDS]
         rows = set().union(*(where[w] for w in words))
         seen = set().union(*(everyday_rows[w] for w in words))
         whole = contrast(len(rows), n, len(seen), everyday.n)
