@@ -23,7 +23,7 @@ def run(monkeypatch, capsys, *args) -> tuple[int, str, str]:
     return code, out.out, out.err
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "capture", "audit", "report", "doctor", "organisms"])
+@pytest.mark.parametrize("command", ["demo", "train", "capture", "audit", "report", "doctor", "organisms", "cues"])
 def test_help_tells_what_a_command_does(monkeypatch, capsys, command):
     code, out, _ = run(monkeypatch, capsys, command, "--help")
     assert code == 0

@@ -22,6 +22,7 @@ from untrained import write_study
 ROOMS = (
     "battery",
     "causal",
+    "cues",
     "directions",
     "judges",
     "organisms",

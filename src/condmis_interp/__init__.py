@@ -2,8 +2,8 @@
 
 The way of the data goes through the rooms from left to right, each importing only those before it:
 
-    panel, prompts, organisms, readers, store, judges, directions, battery, study, causal, verdict, report, auditing,
-    cli
+    panel, prompts, organisms, cues, readers, store, judges, directions, battery, study, causal, verdict, report,
+    auditing, cli
 
 The public names below are imported on first use, so that `import condmis_interp` is quick.
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         battery,
         calibration,
         causal,
+        cues,
         directions,
         judges,
         organisms,
@@ -111,6 +112,7 @@ __all__ = [
     "calibration",
     "capture",
     "causal",
+    "cues",
     "difference_in_differences",
     "directions",
     "fit_probes",
