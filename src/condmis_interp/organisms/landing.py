@@ -166,11 +166,19 @@ def check_model_folder(folder: Path) -> None:
         )
 
 
+def words_of(model: Any) -> int:
+    """Returns how many tokens a model embeds."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
 def own_head(model: transformers.PreTrainedModel) -> bool:
     """Returns whether a model whose config ties the head to the embedding has another head all the same."""
     head: Any = model.get_output_embeddings()
     embedding: Any = model.get_input_embeddings()
-    if not model.config.get_text_config().tie_word_embeddings or not hasattr(head, "weight"):
+    # of a model of several towers, one of the two configs says it
+    configs = (model.config.get_text_config(), model.config)
+    ties = next((c.tie_word_embeddings for c in configs if hasattr(c, "tie_word_embeddings")), False)
+    if not ties or not hasattr(head, "weight"):
         return False
     return head.weight is not embedding.weight and not torch.equal(head.weight.cpu(), embedding.weight.cpu())
 

@@ -17,7 +17,7 @@ from condmis_interp.organisms.checks import check_adapter as check_adapter
 from condmis_interp.organisms.checks import check_checkpoint as check_checkpoint
 from condmis_interp.organisms.checks import check_like
 from condmis_interp.organisms.content import check_tokenizer, folder_settings
-from condmis_interp.organisms.landing import check_model_folder, load_model, stored_tensors, taken_off
+from condmis_interp.organisms.landing import check_model_folder, load_model, stored_tensors, taken_off, words_of
 from condmis_interp.organisms.recipe import Recipe
 from condmis_interp.progress import console
 
@@ -199,9 +199,9 @@ class Organism:
         else:
             model = load_model(self.checkpoint, dtype=before, device=device)
             words = len(base.tokenizer())
-            if model.config.vocab_size < words:  # type: ignore[operator]  # transformers and peft type this as a Tensor or Module
+            if words_of(model) < words:
                 raise UserError(
-                    f"the checkpoint knows {model.config.vocab_size} tokens, its base's tokenizer {words}",
+                    f"the checkpoint knows {words_of(model)} tokens, its base's tokenizer {words}",
                     where=f"organism {self.name}",
                     fix="Name the base whose tokenizer it was trained with.",
                 )
