@@ -9,6 +9,7 @@ import torch
 import transformers
 from transformers.pytorch_utils import Conv1D
 
+from condmis_interp.calls import checked
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import digest, read_json, write_json
 from condmis_interp.organisms.adapters import CONFIG, adapter_content, attach, deltas, is_plain, merge
@@ -22,6 +23,7 @@ _CLOSE = 1e-3
 """Largest difference between merged and attached, of the largest logit: both are fp32, and mistakes are of order 1."""
 
 
+@checked
 def check_adapter(folder: Path, base: Base, *, device: str | torch.device = "cpu") -> float:
     """Checks that an adapter lands whole, is not zero, changes the logits, and gives what peft's own forward gives.
 
@@ -37,6 +39,7 @@ def check_adapter(folder: Path, base: Base, *, device: str | torch.device = "cpu
     return _once([adapter_content(folder), base.content], lambda: _check_adapter(folder, base, device))
 
 
+@checked
 def check_checkpoint(folder: Path, base: Base, *, device: str | torch.device = "cpu") -> float:
     """Checks that a folder's full weights are of the base's shape and finite, and give other logits than the base.
 

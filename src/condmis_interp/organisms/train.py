@@ -24,6 +24,7 @@ from torch.nn import functional
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from condmis_interp.calls import checked
 from condmis_interp.errors import CheckError
 from condmis_interp.files import digest, read_json, write_json, write_text
 from condmis_interp.organisms.bases import Base, load_model, quiet, resolve_base
@@ -70,6 +71,7 @@ def finished(folder: Path) -> bool:
     return (folder / "manifest.json").is_file()
 
 
+@checked
 def train(recipe: Recipe, *, device: str = "cpu", step: Advance | None = None) -> Organism:
     """Returns the recipe's organism, training what is not there yet.
 

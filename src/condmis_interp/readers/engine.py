@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from condmis_interp.calls import checked_but
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.panel import Prompt
 from condmis_interp.readers import guards, whole
@@ -55,6 +56,7 @@ class PassReader(Reader):
     """Whether the weights are on another machine: then no keys and values are kept here, and nothing is probed."""
 
     def __init__(self, model: PreTrainedModel, *, batch_tokens: int = 1024) -> None:
+        guards.check_is_model(model)
         self.model = model
         self.batch_tokens = batch_tokens
         self._blocks = blocks_of(model)
@@ -112,13 +114,14 @@ class PassReader(Reader):
     def __repr__(self) -> str:
         name = self.name or getattr(self.model.config, "name_or_path", "") or type(self.model).__name__
         dtype = str(self.model.dtype).removeprefix("torch.")
-        how = ", sequences run whole" if self._whole else ""
-        return f"{type(self).__name__}({name}, {self.n_layers} layers, {dtype}, {self.device}{how})"
+        told = f"{self.n_layers} layers, {dtype}, {self.device}" + ", sequences run whole" * self._whole
+        return f"{type(self).__name__}({name}, {told})"
 
     def _skipping(self, start: int, entering: Callable[[], torch.Tensor]) -> AbstractContextManager[None]:
         """Leaves out the blocks below a layer, for readers that support trunks."""
         raise UserError(f"{type(self).__name__} leaves out no layers")
 
+    @checked_but("requests", "prompts", "edits")
     @torch.no_grad()
     def measure(
         self,
@@ -156,6 +159,7 @@ class PassReader(Reader):
         (measured,) = self._read(requests, [listed(edits)], **how)
         return measured
 
+    @checked_but("requests", "prompts", "edits")
     @torch.no_grad()
     def capture(self, prompts: Sequence[Prompt], *, capture: Capture, edits: Sequence[Edit] = ()) -> Measurement:
         """Captures activations of prompts; runs no further than the last captured layer, and no unembedding.
@@ -173,6 +177,7 @@ class PassReader(Reader):
         (measured,) = self._read(requests, [listed(edits)], capture=capture, stop=capture.layers[-1])
         return measured
 
+    @checked_but("requests", "prompts", "edits")
     @torch.no_grad()
     def sweep(
         self,
@@ -206,6 +211,7 @@ class PassReader(Reader):
             out += self._read(trunk, sets[i : i + at_once], first_token=first_token)
         return out
 
+    @checked_but("requests", "prompts", "edits")
     @torch.no_grad()
     def trunk(self, requests: Sequence[Request], *, layers: Sequence[int]) -> Trunk:
         """Runs the requests once without edits and keeps the residual stream entering some layers.
@@ -222,7 +228,8 @@ class PassReader(Reader):
         batches, hidden = self._plan(requests), []
         kept: dict[int, torch.Tensor] = {}
         ledger = Ledger()
-        chosen = sorted(set(layers))
+        if not (chosen := sorted(set(layers))):
+            raise UserError("a trunk needs at least one layer")
         changes = [watched(Site("resid_pre", k), keeping(kept, k), ledger) for k in chosen]
         with self._hooked(changes, stop=chosen[-1]) as forward:
             for batch in batches:
@@ -231,6 +238,7 @@ class PassReader(Reader):
         ledger.check()
         return Trunk(requests, tuple(chosen), batches, hidden, self)
 
+    @checked_but("requests", "prompts", "edits")
     @torch.no_grad()
     def record(self, requests: Sequence[Request], *, sites: Sequence[Site]) -> Recording:
         """Records whole sequences at some sites, to patch another run with, or to look at their norms.
@@ -277,7 +285,6 @@ class PassReader(Reader):
         return decode(self, prompts, how)
 
     def _cache(self) -> DynamicCache | None:
-        """Returns an empty cache, where the model continues one."""
         return None if self._whole else DynamicCache(config=self.model.config)
 
     def _plan(

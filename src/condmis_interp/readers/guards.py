@@ -34,6 +34,17 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 """Largest difference, as a share of the largest value. Reduced precision gets 5 %: a wrong site is off by far more."""
 
 
+def check_is_model(model: Any) -> None:
+    """Raises if something is no model of transformers.
+
+    Raises:
+        UserError: saying what it is.
+    """
+    if not isinstance(model, PreTrainedModel):
+        fix = "Merge a PEFT model first (merge_and_unload); open a folder by organisms.resolve_base(...).model(...)."
+        raise UserError(f"a {type(model).__name__} is no model of transformers", fix=fix)
+
+
 def check_model(model: PreTrainedModel, blocks: nn.ModuleList) -> None:
     """Raises if a model is not ready to be read.
 

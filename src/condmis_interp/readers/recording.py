@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from condmis_interp.calls import check_fields
 from condmis_interp.errors import UserError
 from condmis_interp.files import digest
 from condmis_interp.readers.batching import Pass, Request
@@ -154,6 +155,7 @@ class Patch:
     aligned: str = "same"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.site not in self.recording.sites:
             raise UserError(
                 f"{self.site} was not recorded", fix=f"Recorded: {', '.join(map(str, self.recording.sites))}."

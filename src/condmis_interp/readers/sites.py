@@ -19,6 +19,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import nn
 
+from condmis_interp.calls import check_fields
 from condmis_interp.errors import UserError
 
 SiteKind = Literal["resid_pre", "resid_post", "attn_out", "mlp_out"]
@@ -47,6 +48,8 @@ class Site:
     layer: int
 
     def __post_init__(self) -> None:
+        if not isinstance(self.kind, str) or type(self.layer) is not int:  # made by the thousand: looked at only if odd
+            check_fields(self)
         if self.kind not in KINDS:
             raise UserError(f"there is no site {self.kind!r}", fix=f"Sites: {', '.join(KINDS)}.")
 
@@ -61,6 +64,8 @@ class Site:
     @classmethod
     def parse(cls, text: str) -> "Site":
         """Reads a site written as `resid_post[18]`, or as TransformerLens does: `blocks.18.hook_resid_post`."""
+        if not isinstance(text, str):
+            raise UserError(f"a {type(text).__name__} names no site", fix="Write a site as resid_post[18].")
         if lens := _LENS.fullmatch(text):
             return cls(cast(SiteKind, lens[2]), int(lens[1]))  # the pattern has no other kinds
         kind, _, rest = text.partition("[")

@@ -182,6 +182,8 @@ def batched(sequences: Sequence[Ids], *, batch_tokens: int) -> list[list[int]]:
         >>> batched([[3], [1, 4, 1], [5, 9]], batch_tokens=4)
         [[0, 2], [1]]
     """
+    if any(isinstance(s, str) for s in sequences):
+        raise UserError("a text is no sequence of token ids", fix="Tokenize it with the model's own tokenizer.")
     if not sequences:
         raise UserError("there is nothing to read: no texts")
     batches: list[list[int]] = []
