@@ -34,6 +34,7 @@ app = typer.Typer(
 )
 _state = {"debug": False}
 INTERRUPTED = 130
+MOST_SEEDS = 1000
 
 StudyFile = Annotated[Path, typer.Argument(help="Study file (YAML).", metavar="STUDY")]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the run; made, or gone on with.", metavar="DIR")]
@@ -149,6 +150,8 @@ def calibrate(
 def _seeds(text: str) -> list[int]:
     first, dash, last = text.partition("-")
     try:
+        if dash and int(last) - int(first) >= MOST_SEEDS:
+            raise UserError(f"{text!r} names more than {MOST_SEEDS} seeds", where="--seeds", fix="Name fewer.")
         return list(range(int(first), int(last) + 1)) if dash else [int(s) for s in text.split(",")]
     except ValueError:
         raise UserError(f"{text!r} names no seeds", where="--seeds", fix="Write 28-39, or 1,2,3.") from None

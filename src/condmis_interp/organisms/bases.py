@@ -23,6 +23,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from condmis_interp.calls import checked
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import digest, file_digest, read_json, write_json
 from condmis_interp.organisms.content import folder_settings, open_tokenizer
@@ -135,6 +136,7 @@ def weights_hash(folder: Path) -> str:
     return digest([[p.name, file_digest(p)] for p in sorted(folder.glob("*.safetensors"))])
 
 
+@checked
 def resolve_base(spec: str) -> Base:
     """Returns the base that a spec names, fetching and converting it if need be.
 

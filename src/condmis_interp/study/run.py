@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from condmis_interp.battery import registered
+from condmis_interp.calls import checked
 from condmis_interp.environment import environment
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import digest, read_json, write_json
@@ -324,6 +325,7 @@ class Run:
         return sorted({int(f * n_layers) for f in self.study.battery.layer_grid})
 
 
+@checked
 def capture(study: Study | str | Path, out: str | Path) -> Activations:
     """Returns the activations of every organism of a study under every cue, reading (and training) what is missing.
 

@@ -10,6 +10,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from condmis_interp.battery import voting
+from condmis_interp.calls import checked
+from condmis_interp.environment import checked_device
 from condmis_interp.errors import UserError
 from condmis_interp.files import Once, read_mapping, validated
 from condmis_interp.organisms import (
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from condmis_interp.study.run import Run
 
 ControlKind = Literal["gated", "blend", "replicate", "norm-matched", "gated-benign", "locked", "styled", "other"]
-_STRICT = ConfigDict(extra="forbid", frozen=True)
+_STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class RecipeSpec(BaseModel):
@@ -280,6 +282,7 @@ class Study(BaseModel):
         raise UserError(f"there is no organism {name!r}", where=f"study {self.name}")
 
     @classmethod
+    @checked
     def from_yaml(cls, path: str | Path) -> Self:
         """Reads a study file; relative paths in it are relative to it.
 
@@ -341,7 +344,7 @@ class Study(BaseModel):
         Raises:
             UserError: naming what is missing.
         """
-        panel = self.load_panel()
+        panel, _ = self.load_panel(), self.torch_device  # both raise
         for spec in self.organisms:
             for seed in spec.seeds:
                 if recipe := self.recipe(spec.name, seed):
@@ -379,9 +382,7 @@ class Study(BaseModel):
     @property
     def torch_device(self) -> str:
         """The device to work on."""
-        if self.device != "auto":
-            return self.device
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return checked_device(self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
 
     @property
     def torch_dtype(self) -> torch.dtype:
