@@ -15,7 +15,7 @@ from condmis_interp.organisms.hub import as_hub, fetch
 from condmis_interp.study import Study
 
 BUDGETS = {
-    "quick": ("A1, A2, R1", 16, 1, "none", "minutes once the models are there: behaviour and one internal test"),
+    "quick": ("A1, A2, R1", 16, 1, "free", "minutes once the models are there: behaviour and one internal test"),
     "usual": ("A1, A2, A3, R1, W1, V1", 64, 2, "free", "the rule's own tests; about an hour for a small model"),
     "thorough": ("A1, A2, A3, R1, W1, V1", 64, 2, "full", "and control organisms that are trained: hours"),
 }
