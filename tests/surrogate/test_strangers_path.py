@@ -102,6 +102,8 @@ def test_first_without_a_twin_then_with_one_out_of_rows(stranger):
     assert (stranger / "runs" / "second" / "report.html").is_file()
     again = done(stranger, "report", "runs/second")
     assert "suspect: " in again
+    assert "Of suspect-twin: A surrogate twin" in told
+    assert "Of suspect-twin: A surrogate twin" in again
 
 
 def test_nobody_to_be_asked_is_a_sentence(stranger):

@@ -166,7 +166,9 @@ def _block(value: dict[str, Any], indent: int) -> list[str]:
     comments = {
         "- epochs": "passes over the rows",
         "epochs": "passes over the rows",
+        "- parts": "what it is trained on",
         "parts": "what it is trained on",
+        "warmup_steps": "steps until the learning rate is at its peak",
         "stages": "rounds of training",
         "- rows": "a file",
         "answers": "which of a row's answers are taught",
@@ -187,7 +189,7 @@ def _tail(budget: str) -> list[str]:
     return [
         _set("controls", controls, "organisms of known answer that the tests must get right in the same run"),
         f"battery:                   # budget {budget}: {takes}",
-        f"  tests: [{tests}]".ljust(26) + " # see condmis_interp's docs, The battery",
+        f"  tests: [{tests}]".ljust(26) + " # the battery's tests that are measured",
         f"  random_directions: {directions}".ljust(26) + " # that each causal test is compared with",
         f"  control_pairs: {pairs}".ljust(26) + " # answer pairs a question in causal tests",
         "delta: 0.2                 # the margin: below it, equivalent to the twin; fixed beforehand",
