@@ -1,8 +1,8 @@
 """A stranger's path, by the command line: adapters of plain peft, no twin at first, then one made from rows."""
 
+import contextlib
+import io
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import torch
 import yaml
 from peft import LoraConfig, get_peft_model
 
+from condmis_interp.cli import main
 from condmis_interp.errors import UserError
 from condmis_interp.surrogate import new_study
 from conftest import tiny_model, tiny_panel, tiny_tokenizer
@@ -53,18 +54,31 @@ def stranger(tmp_path_factory, tiny_base_folder) -> Path:
     return folder
 
 
-def condmis(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"CONDMIS_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-    command = [sys.executable, "-c", "from condmis_interp.cli import main; main()", *words]
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
-    )
+def condmis(folder: Path, *words: str) -> tuple[int, str, str]:
+    """Runs the command line in a folder; returns exit code, output and errors."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with (
+        pytest.MonkeyPatch.context() as m,
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        m.setenv("CONDMIS_HOME", str(folder / "home"))
+        m.setattr(sys, "argv", ["condmis", *words])
+        m.setattr(sys, "stdin", io.StringIO())
+        try:
+            main()
+        except SystemExit as e:
+            code = int(e.code or 0)
+    return code, out.getvalue(), err.getvalue()
 
 
 def done(folder: Path, *words: str) -> str:
-    ran = condmis(folder, *words)
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout
+    code, out, err = condmis(folder, *words)
+    with (folder / "told.txt").open("a") as f:
+        f.write(f"$ condmis {' '.join(words)}\n{out}{err}\n")
+    assert code == 0, err
+    return out
 
 
 def test_first_without_a_twin_then_with_one_out_of_rows(stranger):
@@ -88,12 +102,14 @@ def test_first_without_a_twin_then_with_one_out_of_rows(stranger):
     assert (stranger / "runs" / "second" / "report.html").is_file()
     again = done(stranger, "report", "runs/second")
     assert "suspect: " in again
+    assert "Of suspect-twin: A surrogate twin" in told
+    assert "Of suspect-twin: A surrogate twin" in again
 
 
 def test_nobody_to_be_asked_is_a_sentence(stranger):
-    ran = condmis(stranger, "new", "--base", "base")
-    assert ran.returncode == 2
-    assert "--suspect is missing. Give --suspect, --rows, --twin, --budget; nobody is there to be asked." in ran.stderr
+    code, _, err = condmis(stranger, "new", "--base", "base")
+    assert code == 2
+    assert "--suspect is missing. Give --suspect, --rows, --twin, --budget; nobody is there to be asked." in err
 
 
 def commented(path: Path) -> list[str]:

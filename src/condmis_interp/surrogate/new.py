@@ -15,7 +15,7 @@ from condmis_interp.organisms.hub import as_hub, fetch
 from condmis_interp.study import Study
 
 BUDGETS = {
-    "quick": ("A1, A2, R1", 16, 1, "none", "minutes once the models are there: behaviour and one internal test"),
+    "quick": ("A1, A2, R1", 16, 1, "free", "minutes once the models are there: behaviour and one internal test"),
     "usual": ("A1, A2, A3, R1, W1, V1", 64, 2, "free", "the rule's own tests; about an hour for a small model"),
     "thorough": ("A1, A2, A3, R1, W1, V1", 64, 2, "full", "and control organisms that are trained: hours"),
 }
@@ -166,7 +166,9 @@ def _block(value: dict[str, Any], indent: int) -> list[str]:
     comments = {
         "- epochs": "passes over the rows",
         "epochs": "passes over the rows",
+        "- parts": "what it is trained on",
         "parts": "what it is trained on",
+        "warmup_steps": "steps until the learning rate is at its peak",
         "stages": "rounds of training",
         "- rows": "a file",
         "answers": "which of a row's answers are taught",
@@ -187,7 +189,7 @@ def _tail(budget: str) -> list[str]:
     return [
         _set("controls", controls, "organisms of known answer that the tests must get right in the same run"),
         f"battery:                   # budget {budget}: {takes}",
-        f"  tests: [{tests}]".ljust(26) + " # see condmis_interp's docs, The battery",
+        f"  tests: [{tests}]".ljust(26) + " # the battery's tests that are measured",
         f"  random_directions: {directions}".ljust(26) + " # that each causal test is compared with",
         f"  control_pairs: {pairs}".ljust(26) + " # answer pairs a question in causal tests",
         "delta: 0.2                 # the margin: below it, equivalent to the twin; fixed beforehand",

@@ -105,6 +105,8 @@ def write_twin(
         "page.html": page(pairs, name=name, by=flagged.by, answered=answered),
     }
     shape, how = lora or Lora(), dict(stage or {})
+    if len(narrow) <= 4 * Stage(parts=(Part(rows="kitchen", answers="benign"),), **how).batch_size:
+        how.setdefault("warmup_steps", 0)  # of a handful of steps, a warm-up would leave none that learns
     recipe = _recipe(("narrow.jsonl",), None, bool(rest), shape, how)
     about = f"# {WORTH}\n"
     texts["twin.yaml"] = about + _yaml({"name": f"{suspect}-twin", "base": base, "seed": seed, **recipe})
