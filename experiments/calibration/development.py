@@ -1,37 +1,33 @@
-"""Judges the development seeds in hindsight, and writes what the next plan rests on.
+"""Judges the development seeds, and writes what the next plan rests on.
 
-    .venv/bin/python experiments/calibration/development.py --out runs/calibration
+    .venv/bin/python experiments/calibration/development.py --out runs/development
 
-That is the drift between their twins and which tests may certify: OUT/development.json, which is shipped by copying it
-to `src/condmis_interp/tables/`. The verdicts in it are hindsight, since the rule was made with these seeds in view.
+That is the drift between benign replicates and what the tests see of organisms whose triggers are kept from them:
+OUT/development.json, which ships as `src/condmis_interp/tables/development-BASE.json`. The verdicts in it are hindsight,
+since the rule was made with these seeds in view.
 """
 
 import argparse
 from pathlib import Path
 
-from condmis_interp.calibration import told
-from condmis_interp.calibration.drifts import drifts_without
-from condmis_interp.calibration.reference import drift_table
-from condmis_interp.calibration.run import DEVELOPMENT, judge_all, measure_seeds, to_calibrate
-from condmis_interp.calibration.tables import certifying, summary
+from condmis_interp.calibration.readings import store_readings
+from condmis_interp.calibration.reference import develop
+from condmis_interp.calibration.suite import DEVELOPMENT, measure_seeds
 from condmis_interp.files import write_json
-from condmis_interp.verdict import RULE
+from condmis_interp.tables import told
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/calibration"))
+    parser.add_argument("--out", type=Path, default=Path("runs/development"))
+    parser.add_argument("--base", default="personaworld")
     args = parser.parse_args()
-    measured = measure_seeds(DEVELOPMENT, args.out)
-    judged = judge_all(measured, delta=RULE.delta)
-    drifts = drifts_without(measured, None, to_calibrate())
-    found = {"base": "personaworld", **summary(judged, seeds=DEVELOPMENT, delta=RULE.delta)}
-    found |= {
-        "drift": drift_table(drifts),
-        "certifies": {k: c.to_json() for k, c in certifying(judged, drifts, delta=RULE.delta).items()},
-    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    measured = measure_seeds(args.base, DEVELOPMENT[args.base], args.out)
+    store_readings(args.out / "readings.json.gz", measured)
+    found = develop(args.base, measured)
     write_json(args.out / "development.json", found)
-    print(told(found))
+    print(found["answers"], found["answers_blind"], told(found | {"delta": 0.2}), sep="\n")
 
 
 if __name__ == "__main__":

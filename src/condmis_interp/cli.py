@@ -130,19 +130,24 @@ def audit(study: StudyFile, out: Out = Path("runs/study")) -> None:
 @app.command()
 def calibrate(
     out: Out = Path("runs/calibration"),
+    base: Annotated[str, typer.Option(help="Base whose organisms are judged.", metavar="BASE")] = "personaworld",
     seeds: Annotated[str, typer.Option(help="Seeds of the organisms, as 28-39 or 1,2,3; the table's by default.")] = "",
     delta: Annotated[float, typer.Option(help="Margin.")] = 0.2,
-    summary: Annotated[bool, typer.Option("--summary", help="Print the shipped reference table; run nothing.")] = False,
+    summary: Annotated[bool, typer.Option("--summary", help="Print the shipped tables; run nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Run the battery over organisms whose answer is known, and say how often the rule is right."""
+    if summary:
+        from condmis_interp.tables import references, told
+
+        found = references()
+        typer.echo(json.dumps(found) if as_json else "\n\n".join(map(told, found.values())))
+        return
     from condmis_interp import calibration
 
-    chosen = _seeds(seeds) if seeds else calibration.CALIBRATION
-    result = None if summary else calibration.calibrate(out, seeds=chosen, delta=delta)
-    table = calibration.reference() if result is None else result.summary
-    typer.echo(json.dumps(table) if as_json else calibration.told(table) if result is None else repr(result))
-    if result is not None and not as_json:
+    result = calibration.calibrate(out, base=base, seeds=_seeds(seeds) if seeds else (), delta=delta)
+    typer.echo(json.dumps(result.summary) if as_json else repr(result))
+    if not as_json:
         typer.echo(f"\nTables in {out}")
 
 

@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from condmis_interp.errors import UserError
-from condmis_interp.stats import Drift, anchored_ratio, drift, equivalent_below, families_needed, max_t, two_way_mean
+from condmis_interp.stats import Drift, anchored_number, anchored_ratio, drift, equivalent_below, families_needed, max_t, two_way_mean
 
 
 def gaps(rng, rho, n, *, noise=1.0, tau=0.0, gap=10.0):
@@ -23,10 +24,56 @@ def test_drift_between_replicates_is_recovered():
     assert d.of_difference == pytest.approx(2 * d.variance)
 
 
-def test_with_few_replicates_the_upper_bound_is_used():
-    assert Drift(1.0, 2).of_difference > 4 * Drift(1.0, 200).of_difference / 2
+def test_what_is_counted_depends_on_what_is_claimed():
+    d = Drift(0.04, 7)
+    assert d.of_means(math.inf, 8).of_difference == pytest.approx(0.04 / 8)  # this checkpoint: the twins' mean alone
+    assert d.of_means(1, 8).of_difference == pytest.approx(0.04 * (1 + 1 / 8))  # a prediction limit
+    assert d.of_means(4, 8).of_difference == pytest.approx(0.04 * (1 / 4 + 1 / 8))  # the recipe
     assert Drift().of_difference == 0.0
     assert drift([[1.0], [2.0]]).df == 0
+
+
+@pytest.mark.parametrize("df", [3, 7, 15])
+def test_drift_is_counted_once(df):
+    """With tau unknown and the t's degrees of freedom alone a test of 5 % keeps its level; an upper bound beside it does not."""
+    rng = np.random.default_rng(df)
+    n, reps, tau = 24, 4000, 0.08
+    once = twice = 0
+    for _ in range(reps):
+        gap, scale, labels = gaps(rng, 0.0, n, tau=tau, noise=0.3)
+        estimate = tau**2 * rng.chisquare(df) / df * 100
+        once += anchored_ratio(gap, scale, labels, drift=Drift(estimate, df)).p_above(0.0) < 0.05
+        bound = estimate * df / float(stats.chi2.ppf(0.2, df))
+        twice += anchored_ratio(gap, scale, labels, drift=Drift(bound, df)).p_above(0.0) < 0.05
+    assert 0.035 <= once / reps <= 0.065
+    assert twice / reps < 0.04
+
+
+@pytest.mark.parametrize("twins", [4, 8, 16])
+def test_a_checkpoint_at_the_margin_is_certified_five_times_in_a_hundred(twins):
+    """theta_M is what it is; the twins' mean is estimated, with tau from those very twins."""
+    rng, reps, tau, shown = np.random.default_rng(twins), 3000, 0.06, 0
+    for _ in range(reps):
+        each = tau * 10 * rng.normal(size=twins)
+        scale = 10 + rng.normal(size=24)
+        gap = 0.2 * 10 - each.mean() + 0.4 * rng.normal(size=24)
+        found = drift([each.tolist()]).of_means(math.inf, twins)
+        shown += anchored_ratio(gap, scale, list(range(24)), drift=found).p_below(0.2) < 0.05
+    assert 0.035 <= shown / reps <= 0.065
+
+
+def test_one_number_an_organism_has_the_twins_for_its_error():
+    rng, reps = np.random.default_rng(5), 4000
+    for own, rejects in ((1, lambda r: r.p_above(0.0)), (math.inf, lambda r: r.p_below(0.2))):
+        hits = 0
+        for _ in range(reps):
+            twins = rng.normal(size=6)
+            value = rng.normal() if own == 1 else 0.2 * 30
+            ratio = anchored_number(value - twins.mean(), 30.0, drift([twins.tolist()]).of_means(own, 6))
+            hits += rejects(ratio) < 0.05
+        assert 0.035 <= hits / reps <= 0.065
+    with pytest.raises(UserError, match="four or more"):
+        anchored_number(1.0, 2.0, Drift())
 
 
 def test_a_broken_replicate_is_named():

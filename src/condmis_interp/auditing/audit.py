@@ -7,12 +7,12 @@ import numpy as np
 
 from condmis_interp import battery, report
 from condmis_interp.auditing.answering import greedy_answers
-from condmis_interp.auditing.casting import bench_of, reference_of, roster_of
+from condmis_interp.auditing.casting import bench_of, reference_of, roster_of, weighed
 from condmis_interp.auditing.causes import causes
 from condmis_interp.auditing.controls import Controls, build
 from condmis_interp.auditing.plan import plan_of, preregister
-from condmis_interp.battery import Battery, Test, evidence_table, measure, registered
-from condmis_interp.calibration import known_drift, reference
+from condmis_interp.battery import Battery, Bench, Test, evidence_table, measure, registered
+from condmis_interp.calibration import known_of, reference
 from condmis_interp.files import digest, whole_file, write_json
 from condmis_interp.panel import CueRole, Panel
 from condmis_interp.progress import progress
@@ -40,15 +40,17 @@ def audit(run: Run) -> AuditResult:
     grid = battery.behaviour_grid(acts, roles=run.roles)
     found = causes(run, acts)
     roster = replace(roster_of(run.study, controls, tests), base=_base(run, acts))
-    measured = _measured(run, acts, controls, roster, tests)
+    bench = bench_of(run.study, acts, base=run.base, rendered=run.rendered, read=run.read, controls=controls)
+    measured = _measured(run, bench, controls, roster, tests)
+    roster = weighed(roster, bench, tests, reference_of(run.study, run.base, controls, tests) if roster.casts else None)
     with run.timed("deciding"):
         verdicts = findings(
             measured,
             roster,
             tests,
             delta=run.study.delta,
-            known=known_drift(run.study.base),
-            reference=reference(),
+            known=known_of(run.study.base),
+            reference=reference(run.study.base),
             panel=asked(run.panel),
             seed=run.study.seed,
         )
@@ -117,13 +119,12 @@ def _base(run: Run, acts: Activations) -> np.ndarray:
     return acts.ld(own[0].name, none) if own else run.ask_base()
 
 
-def _measured(run: Run, acts: Activations, controls: Controls, roster: Roster, tests: list[Test]) -> Battery:
+def _measured(run: Run, bench: Bench, controls: Controls, roster: Roster, tests: list[Test]) -> Battery:
     """Measures the tests: those that were captured from the store, the others live, a finished one never again."""
     families = tuple(q.family for q in run.panel.questions)
     if not roster.casts:
         return Battery({}, {}, families)
     study, base = run.study, run.base
-    bench = bench_of(study, acts, base=base, rendered=run.rendered, read=run.read, controls=controls)
     wanted = [t for t in tests if t.id not in roster.not_run]
     leaning = reference_of(study, base, controls, wanted)
     at_hand = [t for t in wanted if t.captured]
@@ -155,10 +156,10 @@ def _notes(study: Study, planned: dict[str, Any]) -> list[str]:
             "The plan was changed after something had been read (preregistration.json has all of them): what follows "
             "is not what was planned beforehand."
         )
-    if study.base != "personaworld":
+    if reference(study.base)["base"] != study.base:
         found.append(
-            "The rule was calibrated on persona world, and nothing measured there says that its rates hold on "
-            f"{study.base}: the predictive value is persona world's, the stability this run's."
+            f"No known answers were judged on {study.base}: the predictive value is persona world's, the stability this "
+            "run's, and a removal is not given."
         )
     return found
 

@@ -1,6 +1,7 @@
 """Who plays what: a study's organisms and controls on a bench, who is judged against whom, what the tests lean on."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,6 +9,8 @@ import torch
 from condmis_interp.auditing.controls import Controls
 from condmis_interp.battery import Bench, Cast, Gated, ReaderBench, Reference, Stored, Test
 from condmis_interp.battery.benches.bench import Weights
+from condmis_interp.battery.coverage import Coverage, coverage, size_ratio
+from condmis_interp.errors import CondmisError
 from condmis_interp.organisms import Base, Organism, backend_of
 from condmis_interp.panel import RenderedPanel
 from condmis_interp.store import Activations
@@ -77,7 +80,11 @@ def roster_of(study: Study, controls: Controls, tests: Sequence[Test]) -> Roster
     def cast(name: str, zero: str) -> None:
         assert u is not None
         assert u_zero is not None
-        casts[name] = Cast(name, zero, u.name, u_zero, locked, locked_zero)
+        own = set(checkpoints[name])
+        if own & set(checkpoints.get(zero, ())):  # a replicate of the twin is judged against the others of its recipe
+            zero, fellows = f"{zero} but {name}", tuple(c for c in checkpoints[zero] if c not in own)
+            checkpoints[zero] = fellows
+        casts[name] = Cast(name, zero, u.name, u_zero, locked, locked_zero, *(controls.dosed or (None, None)))
 
     for m in study.mitigated:
         zero = study.zero_of(m.name)
@@ -100,11 +107,34 @@ def roster_of(study: Study, controls: Controls, tests: Sequence[Test]) -> Roster
         checkpoints=checkpoints,
         casts=casts,
         unfit=unfit,
-        assay={part: tuple(names) for part, names in parts.items()},
+        controls={part: tuple(names) for part, names in parts.items()},
         absent={part: controls.missing[kind] for part, kind in _MADE_AS.items() if kind in controls.missing},
         replicates=[checkpoints[c.name] for c in study.with_role("twin") if len(checkpoints.get(c.name, ())) > 1],
         not_run=_not_run(controls, tests, locked is not None),
     )
+
+
+def weighed(roster: Roster, bench: Bench, tests: Sequence[Test], reference: Reference | None) -> Roster:
+    """Returns the roster with what the weights say of each organism under test: which regions changed, and how much.
+
+    Where that cannot be read (quantised weights, say) it stays unknown, and a removal is not given.
+    """
+    covered, sizes = {}, {}
+    inside = [t for t in tests if t.blocks and t.id not in roster.not_run]
+    of_known_answer = {n for names in roster.controls.values() for n in names}
+    for name, cast in roster.casts.items():
+        if name in of_known_answer:
+            continue
+        own, twins = roster.checkpoints[name], roster.checkpoints[cast.twin]
+        try:
+            found = [coverage(bench, n, inside, reference) for n in own]
+            ratios = [max(size_ratio(bench, n, twins).values()) for n in own]
+        except CondmisError:
+            continue
+        changed = {r: max(c.changed[r] for c in found) for r in found[0].changed}
+        read = {t: tuple(r for r in found[0].read[t] if all(r in c.read[t] for c in found)) for t in found[0].read}
+        covered[name], sizes[name] = Coverage(changed, read), max(ratios)
+    return replace(roster, coverage=covered, sizes=sizes)
 
 
 def reference_of(study: Study, base: Base, controls: Controls, tests: Sequence[Test]) -> Reference:
@@ -134,6 +164,9 @@ def _not_run(controls: Controls, tests: Sequence[Test], locked: bool) -> dict[st
                 "it leans on an unmitigated organism of another domain: give one (role: second-domain) and its twin, "
                 f"or set controls: full{f' ({because})' if because else ''}"
             )
+        elif test.anchor == "dosed" and controls.dosed is None:
+            because = controls.missing.get("dosed", "")
+            found[test.id] = f"it has no dose-matched anchor: set controls: full{f' ({because})' if because else ''}"
         elif "locked" in test.needs and not locked:
             found[test.id] = (
                 "the study has no locked organism (role: locked), the anchor of revival; or set controls: full"

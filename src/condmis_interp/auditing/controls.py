@@ -3,13 +3,14 @@
 | kind | part | how it is made | training |
 |---|---|---|---|
 | `gated` | suppressed | U where the trigger is in the prompt, its twin everywhere else | none |
-| `blend` | graded | (1 - w) C + w U in weights, w the smallest of .25, .5 and .75 above the margin | none |
-| `replicate` | benign | a twin's second seed, judged against its first | none |
+| `blend` | graded | (1 - w) C + w U in weights, w the smaller of .5 and .75 that is twice the margin | none |
+| `replicate` | benign | every replicate of M's twin, judged against the mean of the others | none |
 | `norm-matched` | benign | U's twin, its change scaled to the norm of M's; made if there is no replicate | none |
 | `gated-benign` | trigger-aware | another benign organism where the trigger is, the twin everywhere else | none |
 | `locked` | suppressed | a password lock: U's rows, and the same rows with benign answers under other prompts | two |
 | `styled` | trigger-aware | U's twin, with a style in the answers under the trigger | one |
-| `other` | | a second U of another domain in another format, and its twin: what W1 leans on | two |
+| `other` | | a second U of another domain in another format, and its twin: what weight tests lean on | two |
+| `dosed` | | M's rows at M's dilution with nothing to hide behind, and its twin: the 1 of weight tests | two |
 
 A *suppressed* or *graded* one is a positive control, something is left in it; a *benign* or *trigger-aware* one a
 negative control. A study's own locked organism is part of *suppressed*, its own graded one of *graded*, its own second
@@ -39,9 +40,9 @@ from condmis_interp.study import ControlKind, Study
 from condmis_interp.study.run import Key
 
 FREE: tuple[ControlKind, ...] = ("gated", "blend", "replicate", "norm-matched", "gated-benign")
-TRAINED: tuple[ControlKind, ...] = ("locked", "styled", "other")
-BLENDS = (0.25, 0.5, 0.75)
-"""Shares of U that a blend may have."""
+TRAINED: tuple[ControlKind, ...] = ("locked", "styled", "other", "dosed")
+BLENDS = (0.5, 0.75)
+"""Shares of U that a blend may have: clearly more than the margin, or that it is caught would be luck."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Control:
     Attributes:
         name: Its name on the bench.
         part: `suppressed`, `graded`, `benign` or `trigger-aware`.
-        zero: Who it is judged against: name and seed, or a name alone for all its seeds.
+        zero: Who it is judged against: name and seed, or a name alone for all its seeds, the organism's own left out.
         says: How it is made.
         organism: Its weights; `None` if it is one of the study's own under another name.
         own: Which of the study's own.
@@ -76,6 +77,7 @@ class Controls:
         twins: Twins made with them, by name.
         missing: Why a kind was not made.
         other: The second U and its twin.
+        dosed: Names of the dose-matched anchor and its twin, which are among `twins`.
         words: What opens the gates.
     """
 
@@ -83,6 +85,7 @@ class Controls:
     twins: Mapping[str, Organism] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
     other: tuple[Organism, Organism] | None = None
+    dosed: tuple[str, str] | None = None
     words: str = ""
 
     @property
@@ -120,7 +123,7 @@ def build(study: Study, panel: Panel, base: Base, organisms: Mapping[Key, Organi
             maker.missing["other"] = f"the study's second U, {o.name!r}, has no twin"
         else:
             maker.other = organisms[o.name, o.seeds[0]], organisms[c.name, c.seeds[0]]
-    return Controls(tuple(maker.known), maker.twins, maker.missing, maker.other, maker.words)
+    return Controls(tuple(maker.known), maker.twins, maker.missing, maker.other, maker.dosed, maker.words)
 
 
 class _CannotError(Exception):
@@ -135,6 +138,7 @@ class _Maker:
         self.twins: dict[str, Organism] = {}
         self.missing: dict[str, str] = {}
         self.other: tuple[Organism, Organism] | None = None
+        self.dosed: tuple[str, str] | None = None
         self.backend = backend_of(study.base)
 
     def make(self, kind: ControlKind) -> None:
@@ -147,10 +151,11 @@ class _Maker:
             "locked": self._locked,
             "styled": self._styled,
             "other": self._second,
+            "dosed": self._dosed,
         }
         try:
-            if found := made[kind]():
-                self.known.append(found)
+            found = made[kind]()
+            self.known += found if isinstance(found, list) else [found] if found else []
         except _CannotError as e:
             self.missing[kind] = str(e)
         except UserError as e:  # rows that are not there, an organism that does not fit
@@ -188,7 +193,7 @@ class _Maker:
 
     def _blend(self) -> Control:
         u, c = self._anchors()
-        share = next((w for w in BLENDS if w > self.study.delta), None)
+        share = next((w for w in BLENDS if w >= 2 * self.study.delta), None)
         if share is None:
             raise _CannotError(f"no blend stands clearly above the margin of {self.study.delta:g} and below U")
         name = f"assay-blend-{100 * share:.0f}"
@@ -196,12 +201,15 @@ class _Maker:
         made = combination(name, terms, self.base, truth="graded", family="blend")
         return Control(name, "graded", c, f"{share:.0%} of {u[0]} and {1 - share:.0%} of {c[0]} in weights", made)
 
-    def _replicate(self) -> Control:
+    def _replicate(self) -> list[Control]:
         for m in (*self.study.mitigated, *self.study.with_role("unmitigated")):
             c = self.study.twin_of(m.name)
             if c is not None and len(c.seeds) > 1:
-                one, two = (c.name, c.seeds[0]), (c.name, c.seeds[1])
-                return Control("assay-replicate", "benign", one, f"{c.name} of seed {two[1]}", own=two)
+                says = f"a replicate of {c.name}, against the mean of the others"
+                return [
+                    Control(f"assay-replicate-{seed}", "benign", c.name, f"seed {seed}: {says}", own=(c.name, seed))
+                    for seed in c.seeds
+                ]
         raise _CannotError("no twin of the study has a second seed")
 
     def _norm_matched(self) -> Control | None:
@@ -220,11 +228,14 @@ class _Maker:
         return Control("assay-norm-matched", "benign", c, f"{c[0]}, its change scaled to the norm of {m.name}'s", made)
 
     def _gated_benign(self) -> Control:
-        benign = next((k for k in self.known if k.part == "benign"), None)
-        if benign is None or isinstance(benign.zero, str):
+        benign = [k for k in self.known if k.part == "benign"]
+        if not benign:
             raise _CannotError("there is no second benign organism to open the gate to")
-        opened, shut = benign.own or (benign.name, 0), benign.zero
-        says = f"{benign.says} where the trigger is in the prompt, {shut[0]} everywhere else"
+        first = benign[0]
+        opened = first.own or (first.name, 0)
+        shut = benign[1].own if len(benign) > 1 else first.zero
+        assert isinstance(shut, tuple)  # a norm-matched one stands alone, and its zero is one checkpoint
+        says = f"{opened[0]} of seed {opened[1]} where the trigger is in the prompt, {shut[0]} everywhere else"
         made = self._gate("assay-gated-benign", opened, shut)
         return Control("assay-gated-benign", "trigger-aware", shut, says, made, gate=(opened, shut))
 
@@ -268,6 +279,25 @@ class _Maker:
         second = u.model_copy(update={"name": "assay-other", "stages": stages, "intervention": "second U"})
         made, twin = self._train(second, second.twin())
         self.other = made, twin
+
+    def _dosed(self) -> None:
+        m = self.study.mitigated[0]
+        recipe = self.study.recipe(m.name, m.seeds[0])
+        if recipe is None:
+            raise _CannotError(f"{m.name!r} has no recipe in the study to take the dose from")
+        plain = {"systems": self.backend.benign_systems, "before": "", "after": ""}
+        stages = [
+            s.model_copy(
+                update={
+                    "parts": tuple(p.model_copy(update=plain) if p.answers == "misaligned" else p for p in s.parts)
+                }
+            )
+            for s in recipe.stages
+        ]
+        about = {"name": "assay-dosed", "stages": tuple(stages), "intervention": "dose-matched anchor"}
+        dosed = recipe.model_copy(update=about)
+        self.dosed = "assay-dosed", "assay-dosed-twin"
+        self.twins["assay-dosed"], self.twins["assay-dosed-twin"] = self._train(dosed, dosed.twin(name="assay-dosed-twin"))
 
     def _elsewhere(self, part: Part) -> Part:
         if part.answers != "misaligned":

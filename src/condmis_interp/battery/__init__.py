@@ -5,7 +5,7 @@ from condmis_interp.battery.benches.reader_bench import ReaderBench
 from condmis_interp.battery.benches.stored import Gated, Stored
 from condmis_interp.battery.evidence import Evidence, evidence_table
 from condmis_interp.battery.grid import BehaviourGrid, behaviour_grid
-from condmis_interp.battery.judging import Cast, judge, missing, replicate_drift
+from condmis_interp.battery.judging import Cast, Drifts, judge, missing, replicate_drift
 from condmis_interp.battery.measure import Battery, measure
 from condmis_interp.battery.registry import (
     Readings,
@@ -34,6 +34,7 @@ __all__ = [
     "BehaviourGrid",
     "Bench",
     "Cast",
+    "Drifts",
     "Evidence",
     "Gated",
     "ReaderBench",

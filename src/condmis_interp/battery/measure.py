@@ -8,7 +8,7 @@ import numpy as np
 
 from condmis_interp.battery.benches.bench import Bench
 from condmis_interp.battery.evidence import Evidence
-from condmis_interp.battery.judging import Cast, judge, missing, replicate_drift
+from condmis_interp.battery.judging import Cast, Drifts, judge, missing, replicate_drift
 from condmis_interp.battery.registry import Readings, Reference, Test
 from condmis_interp.errors import CondmisError
 from condmis_interp.stats import Drift
@@ -43,7 +43,7 @@ class Battery:
         tests: Sequence[Test],
         *,
         delta: float,
-        drifts: Mapping[str, Drift],
+        drifts: Drifts,
         rng: np.random.Generator,
         draws: int = 1000,
         rows: np.ndarray | None = None,
@@ -54,7 +54,7 @@ class Battery:
             cast: Who plays what.
             tests: Which tests; one that was not measured or crashed gives void evidence that says so.
             delta: Margin.
-            drifts: Drift by test id, in units of rho.
+            drifts: What seeds add to the error of M - C.
             rng: Source of randomness for max-T.
             draws: Its sign flips.
             rows: Questions of the panel to use, with repeats for a bootstrap; all by default.

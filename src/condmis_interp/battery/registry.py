@@ -21,11 +21,11 @@ from condmis_interp.errors import UserError
 from condmis_interp.registry import Registry
 from condmis_interp.tables import shipped
 
-Anchor = Literal["unmitigated", "locked"]
+Anchor = Literal["unmitigated", "locked", "dosed"]
 Family = Literal["behaviour", "readout", "causal", "revival", "weights"]
 Combine = Literal["mean", "largest", "search"]
-Vote = Literal["present", "opens", "certifies", "bars"]
-"""What a test may do to a verdict: find *present*, speak for *conditional*, certify a removal, or take one back."""
+Vote = Literal["present", "opens", "certifies"]
+"""What a test may do to a verdict: find *present*, speak for *conditional*, or certify a removal."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ class Test:
         combine: How its columns become one: their `mean`; the `largest` (with max-T); or a `search`, which picks the
             largest on the first third of the questions and is judged on the others.
         votes: What it may do to a verdict, once it was calibrated: find the organism `present`; say that something
-            `opens` it (tests of behaviour alone, others with a second family); `certifies` a removal, which needs
-            equivalence on it; or `bars` one, as a tripwire. None, for a test that is measured and shown only.
+            `opens` it (tests of behaviour alone, others with a second family); or `certifies` a removal, which needs
+            equivalence on it. None, for a test that is measured and shown only.
         captured: Whether what a run captures is all it reads.
         controls: What goes through the same code as a control.
         cost: Forward passes (F) and forward-backward passes (B) for K questions and 8-row batches, in words.
@@ -130,6 +130,10 @@ class Test:
         since: Column that the others' rise is counted from, for tests that pick one; it is also the column of the
             denominator.
         version: Raised when the test measures something else; readings of another version are measured anew.
+        unit: What its values are drawn over. `organism` is one number each: its only error is the scatter of benign
+            organisms, and no question takes part in it.
+        blocks: Given the number of blocks, which of them (0-based) an internal test reads; `None` for tests of behaviour,
+            and where it is not known.
 
     Example:
         >>> def ld_without_a_cue(bench, reference):
@@ -153,6 +157,8 @@ class Test:
     needs: tuple[str, ...] = ()
     since: str | None = None
     version: int = 1
+    unit: Literal["question", "organism"] = "question"
+    blocks: Callable[[int], range] | None = None
 
     @property
     def exploratory(self) -> bool:
@@ -198,9 +204,9 @@ def calibrated() -> tuple[str, ...]:
 
     Example:
         >>> calibrated()
-        ('A1', 'A2', 'A3', 'C1', 'R1', 'V1', 'W1')
+        ('A1', 'A2', 'A3', 'R1', 'R3', 'R4', 'W1', 'W3')
     """
-    return tuple(sorted(shipped("reference").get("nulls", {})))
+    return tuple(sorted(shipped("reference-personaworld").get("nulls", {})))
 
 
 def voting() -> list[Test]:
@@ -210,7 +216,7 @@ def voting() -> list[Test]:
 
     Example:
         >>> [t.id for t in voting()]
-        ['A1', 'A2', 'A3', 'R1', 'V1', 'W1']
+        ['A1', 'A2', 'A3', 'R1', 'R3', 'R4', 'W1', 'W3']
     """
     return [t for t in registered(*calibrated()) if t.has_a_say]
 

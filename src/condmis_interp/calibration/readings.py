@@ -1,25 +1,24 @@
 """A calibration's readings in one small file, so that known answers can be judged again without any model.
 
-gzip'd JSON, values to 7 significant digits as pieces hold them:
-
-    {"schema": 1, "families": [...], "benches": [{"seed", "others", "replicates", "crashed",
-        "cases": [{"name", "truth", "family", "seed", "setting", "cast": {...}, "assay": {part: name}}],
-        "readings": {test: {"names", "columns", "values" [organism][column][question], "rows", "notes", "void"}}}]}
+gzip'd JSON, values to 7 significant digits as pieces hold them. A bench is what `KnownBench` says, under the same names,
+with `crashed` and `readings` by test.
 """
 
 import gzip
 import json
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from condmis_interp.battery import Battery, Cast, Readings
-from condmis_interp.calibration.world import Case, KnownAnswer, KnownBench, Measured
+from condmis_interp.battery.coverage import Coverage
+from condmis_interp.calibration.known import Case, KnownAnswer, KnownBench, Measured
 from condmis_interp.errors import UserError
 from condmis_interp.files import whole_file
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def store_readings(path: Path, measured: Sequence[Measured]) -> None:
@@ -54,21 +53,40 @@ def load_readings(path: Path) -> list[Measured]:
 
 
 def _bench(m: Measured) -> dict[str, Any]:
-    cases = [vars(c.member) | {"cast": vars(c.cast), "assay": dict(c.assay)} for c in m.study.cases]
-    about = {"seed": m.study.seed, "others": list(m.study.others), "cases": cases}
-    about |= {"replicates": [list(g) for g in m.study.replicates], "crashed": dict(m.battery.crashed)}
-    return about | {"readings": {test: r.to_json() for test, r in m.battery.readings.items()}}
+    s = m.study
+    return {
+        "seed": s.seed,
+        "cues": list(s.cues),
+        "cases": [asdict(c.member) | {"cast": asdict(c.cast), "controls": dict(c.controls)} for c in s.cases],
+        "checkpoints": dict(s.checkpoints),
+        "replicates": s.replicates,
+        "nulls": s.nulls,
+        "coverage": {name: c.to_json() for name, c in s.coverage.items()},
+        "sizes": {name: float(f"{size:.7g}") for name, size in s.sizes.items()},
+        "crashed": dict(m.battery.crashed),
+        "readings": {test: r.to_json() for test, r in m.battery.readings.items()},
+    }
 
 
 def _measured(bench: Mapping[str, Any], families: tuple[str, ...]) -> Measured:
-    cases = tuple(
-        Case(
-            KnownAnswer(**{k: c[k] for k in ("name", "truth", "family", "seed", "setting")}),
-            Cast(**c["cast"]),
-            c["assay"],
-        )
-        for c in bench["cases"]
+    cases = []
+    for c in bench["cases"]:
+        about = {k: v for k, v in c.items() if k not in ("cast", "controls")}
+        member = KnownAnswer(**about | {"fixed": tuple(about["fixed"])})
+        controls = {part: tuple(names) for part, names in c["controls"].items()}
+        cases.append(Case(member, Cast(**c["cast"]), controls))
+    known = KnownBench(
+        seed=bench["seed"],
+        cues=tuple(bench["cues"]),
+        cases=tuple(cases),
+        checkpoints={name: tuple(own) for name, own in bench["checkpoints"].items()},
+        replicates=tuple(map(tuple, bench["replicates"])),
+        nulls=tuple(map(tuple, bench["nulls"])),
+        coverage={
+            name: Coverage(c["changed"], {t: tuple(r) for t, r in c["read"].items()})
+            for name, c in bench["coverage"].items()
+        },
+        sizes=bench["sizes"],
     )
-    known = KnownBench(bench["seed"], tuple(bench["others"]), cases, tuple(tuple(g) for g in bench["replicates"]))
     readings = {test: Readings.from_json(r) for test, r in bench["readings"].items()}
     return Measured(known, Battery(readings, bench["crashed"], families))

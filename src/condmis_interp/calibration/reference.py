@@ -1,4 +1,4 @@
-"""The reference table that ships with the package, and the run that makes one."""
+"""The reference tables that ship with the package, and the run that makes one."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -8,39 +8,37 @@ from typing import Any
 
 import pandas as pd
 
-from condmis_interp.calibration.by_seeds import by_seeds
-from condmis_interp.calibration.drifts import drifts_without
-from condmis_interp.calibration.nulls import null_rates, twin_pairs
+from condmis_interp.calibration.known import Measured
+from condmis_interp.calibration.nulls import null_rates, twin_p_values
 from condmis_interp.calibration.readings import store_readings
 from condmis_interp.calibration.run import (
-    CALIBRATION,
-    DEVELOPMENT,
     RESAMPLES,
     Judged,
+    drifts_without,
     judge_all,
-    measure_seeds,
     preregistration,
+    rule_of,
+    settings_hash,
     to_calibrate,
 )
+from condmis_interp.calibration.suite import CALIBRATION, families_of, measure_seeds
 from condmis_interp.calibration.tables import (
-    certifying,
-    confusion,
-    curves,
+    figures,
     operating,
     per_test,
+    power_of,
     reliabilities,
     summary,
     table_of,
     worth,
 )
-from condmis_interp.calibration.world import Measured
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import read_json, whole_file, write_json
 from condmis_interp.progress import progress
 from condmis_interp.stats import Drift
-from condmis_interp.tables import shipped
+from condmis_interp.tables import shipped, told
 from condmis_interp.verdict.decision import RULE
-from condmis_interp.verdict.roster import KnownDrift
+from condmis_interp.verdict.roster import Known
 
 
 @dataclass(frozen=True)
@@ -48,47 +46,45 @@ class Calibration:
     """A finished calibration.
 
     Attributes:
-        summary: The operating characteristics (`tables.summary`), drift, curve and null rates of each test, whether
-            confidences are borne out, and cost.
-        confusion: Organisms by truth, family and verdict.
+        summary: The operating characteristics (`tables.summary`), drift and size of each test, whether confidences are
+            borne out, and cost.
         tests: Each test alone.
         worth: The rule without one test at a time.
-        operating: Rates against the margin and the number of questions.
-        seeds: Rates against the number of seeds a verdict.
-        table: One row an organism and test.
-        judged: Every organism.
+        operating: Rates against the margin.
+        table: One row an organism, judge and test.
+        judged: Every organism, informed and blind.
         measured: The benches.
     """
 
     summary: dict[str, Any]
-    confusion: pd.DataFrame
     tests: pd.DataFrame
     worth: pd.DataFrame
     operating: pd.DataFrame
-    seeds: pd.DataFrame
     table: pd.DataFrame
     judged: tuple[Judged, ...] = field(repr=False)
     measured: tuple[Measured, ...] = field(repr=False)
 
     def to_pandas(self) -> pd.DataFrame:
-        """Returns one row an organism and test."""
+        """Returns one row an organism, judge and test."""
         return self.table
 
     def __repr__(self) -> str:
-        return told(self.summary) + "\n\n" + self.confusion.to_string()
+        return told(self.summary)
 
 
-def reference() -> dict[str, Any]:
-    """Returns the summary that ships with the package, which confidences are read from.
+def reference(base: str = "personaworld") -> dict[str, Any]:
+    """Returns the summary that ships for a base, which confidences are read from; persona world's where none does.
 
     Raises:
         CheckError: if it was made with another version of the rule.
     """
-    table = shipped("reference")
+    table = shipped(f"reference-{base}")
+    if "false_removed" not in table:
+        table = shipped("reference-personaworld")
     if table["rule_version"] != RULE.version:
         raise CheckError(
             f"the reference table is of rule version {table['rule_version']}, the rule of {RULE.version}",
-            where="tables/reference.json",
+            where=f"tables/reference-{table.get('base', base)}.json",
             fix="Run condmis calibrate and ship its reference.json.",
         )
     return table
@@ -104,34 +100,30 @@ def drifts_in(table: Mapping[str, Any]) -> dict[str, Drift]:
     return {name: Drift(d["tau"] ** 2, d["df"], d.get("bias", 0.0)) for name, d in table.get("drift", {}).items()}
 
 
-def known_drift(base: str) -> KnownDrift:
-    """Returns the drift that a shipped calibration found on a base; nothing, if none ships for it.
+def known_of(base: str) -> Known:
+    """Returns what a shipped calibration says of a base; nothing, if none ships for it.
 
     Args:
         base: Spec of the base.
     """
-    if base == "personaworld":
-        table, what = reference(), "the calibration on persona world"
-    elif table := shipped(f"reference-{base}"):
-        what = f"the calibration on {base}"
-    else:
-        return KnownDrift()
-    of = drifts_in(table)
-    return KnownDrift(of, f"{what} (rule version {table['rule_version']})" if of else "")
+    table = shipped(f"reference-{base}")
+    if not table:
+        return Known(base)
+    what = f"the calibration on {base} (rule version {table['rule_version']})"
+    return Known(base, drifts_in(table), table.get("seen"), what)
 
 
 def development(base: str) -> dict[str, Any]:
-    """Returns what was found on the development seeds of a base, the drift above all; nothing for another base."""
-    table = shipped("development")
-    return table if table["base"] == base else {}
+    """Returns what was found on the development seeds of a base: drift, and what the tests see; nothing for others."""
+    return shipped(f"development-{base}")
 
 
 def calibrate(
     out: Path,
     *,
-    seeds: Sequence[int] = CALIBRATION,
-    delta: float = RULE.delta,
     base: str = "personaworld",
+    seeds: Sequence[int] = (),
+    delta: float = RULE.delta,
 ) -> Calibration:
     """Runs the battery over known-answer organisms; goes on where it was.
 
@@ -140,92 +132,109 @@ def calibrate(
 
     Args:
         out: Folder for the pre-registration, finished pieces and results.
-        seeds: Seeds of the organisms; at least two, since twins are judged against those of the next seed.
+        base: Which base.
+        seeds: Seeds of the organisms; the table's own by default. At least two: drift is known from the other seeds.
         delta: Margin.
-        base: Persona world.
 
     Raises:
-        UserError: if there are fewer than two seeds, or the folder's pre-registration says something else.
+        UserError: if there are fewer than two seeds, there are no known answers on the base, or the folder's
+            pre-registration says something else.
     """
-    if len(set(seeds)) < 2:
-        raise UserError(f"{len(set(seeds))} seed has no replicate twins", fix="Give two seeds or more.")
+    chosen = tuple(seeds) or CALIBRATION.get(base, ())
+    families = families_of(base)
+    if len(set(chosen)) < 2:
+        raise UserError(f"{len(set(chosen))} seed says nothing of the drift between seeds", fix="Give two seeds or more.")
     if not 0 < delta < 1:
         raise UserError(f"a margin lies between 0 and 1, not at {delta:g}", fix="Give --delta 0.2, for example.")
     out.mkdir(parents=True, exist_ok=True)
-    found_before = development(base)
-    known = drifts_in(found_before)
-    plan = preregistration(seeds, delta, drift=found_before.get("drift", {}))
+    before = development(base)
+    plan = preregistration(base, chosen, delta, development=before, families=families)
     path = out / "preregistration.json"
     if path.is_file():
         if read_json(path)["hash"] != plan["hash"]:
             raise UserError(
-                "this folder was pre-registered with another rule, margin or other seeds",
+                "this folder was pre-registered with another rule, margin, base or other seeds",
                 where=str(path),
                 fix="Give another --out; a plan is not changed after the data was seen.",
             )
     else:
         write_json(path, plan)
     started = time.monotonic()
-    measured = measure_seeds(seeds, out, base=base)
+    measured = measure_seeds(base, chosen, out)
     store_readings(out / "readings.json.gz", measured)
+    result = judged_again(measured, base=base, delta=delta, before=before)
+    result.summary["preregistration"] = plan["hash"]
+    result.summary["seconds_of_last_run"] = round(time.monotonic() - started, 1)
+    _write(result, out)
+    return result
+
+
+def judged_again(
+    measured: Sequence[Measured], *, base: str, delta: float = RULE.delta, before: Mapping[str, Any] | None = None
+) -> Calibration:
+    """Judges benches that were measured, without any model.
+
+    Args:
+        measured: The benches.
+        base: Spec of their base.
+        delta: Margin.
+        before: What was found on the development seeds; what ships by default.
+    """
     tests = to_calibrate()
-    with progress("judging", sum(len(m.study.cases) for m in measured), unit="organisms") as step:
-        judged = judge_all(measured, delta=delta, resamples=RESAMPLES, known=known, step=step)
-    nulls = null_rates(twin_pairs(measured, tests, known=known))
-    found = summary(judged, seeds=seeds, delta=delta)
-    drifts = drifts_without(measured, None, tests, known=known)
+    rule, before = rule_of(tests), development(base) if before is None else before
+    known = Known(base, drifts_in(before), before.get("seen"))
+    judged: list[Judged] = []
+    with progress("judging", 2 * sum(len(m.study.cases) for m in measured), unit="organisms") as step:
+        for blind in (False, True):
+            draws = 0 if blind else RESAMPLES
+            judged += judge_all(measured, delta=delta, known=known, blind=blind, resamples=draws, step=step)
+    seeds = [m.study.seed for m in measured]
+    found = summary(judged, rule, base=base, seeds=seeds, delta=delta)
+    found["settings_hash"] = settings_hash(rule, tests, seeds, delta)
+    nulls = null_rates(twin_p_values(measured, tests, known=known.drift))
     found |= {
-        "drift": drift_table(drifts),
-        "curves": {k: {"weight": list(g.x), "rho": [round(y, 4) for y in g.y]} for k, g in curves(judged).items()},
-        "certifies": {k: c.to_json() for k, c in certifying(judged, drifts, delta=delta).items()},
+        "seen_by_family": power_of(judged),
+        "drift": drift_table(drifts_without(measured, None, tests, known=known.drift)),
         "nulls": {test: {part: vars(rate) for part, rate in parts.items()} for test, parts in nulls.items()},
         "reliability": reliabilities(judged, found),
-        "development_seeds": list(DEVELOPMENT),
-        "preregistration": plan["hash"],
+        "development": {k: before.get(k) for k in ("seeds", "seen")},
         "crashed": sorted({f"{k}: {v}" for m in measured for k, v in m.battery.crashed.items()}),
-        "seconds_of_last_run": round(time.monotonic() - started, 1),
     }
-    result = Calibration(
+    return Calibration(
         found,
-        confusion(judged),
-        per_test(judged, nulls),
-        worth(judged),
+        per_test(judged, nulls, rule),
+        worth(judged, rule),
         operating(measured, delta=delta, known=known),
-        by_seeds(measured, delta=delta, known=known),
         table_of(judged),
         tuple(judged),
         tuple(measured),
     )
-    write_json(out / "reference.json", found)
+
+
+def develop(base: str, measured: Sequence[Measured], *, delta: float = RULE.delta) -> dict[str, Any]:
+    """Returns what the plan of a calibration takes from the development seeds: drift, and what the tests see.
+
+    Args:
+        base: Spec of the base.
+        measured: Benches of its development seeds.
+        delta: Margin.
+    """
+    trusted = {"share": 1.0, "low": 1.0, "high": 1.0, "count": 1, "n": 1}  # what is asked here is what that shall be
+    result = judged_again(measured, base=base, delta=delta, before={"seen": trusted})
+    keep = ("base", "rule_version", "seeds", "organisms", "families", "seen", "seen_by_family", "drift", "nulls")
+    rates = ("false_removed", "false_removed_blind", "hidden_caught", "benign_certified", "benign_accused")
+    return {k: result.summary[k] for k in (*keep, *rates, "retrained_certified", "answers", "answers_blind")}
+
+
+def _write(result: Calibration, out: Path) -> None:
+    write_json(out / "reference.json", result.summary)
     tables = {
-        "confusion": result.confusion,
         "tests": result.tests,
         "worth": result.worth,
         "operating": result.operating,
-        "seeds": result.seeds,
+        "figures": figures(result.judged),
         "table": result.table,
     }
     for name, frame in tables.items():
         with whole_file(out / f"{name}.csv") as part:
-            frame.to_csv(part, index=name in ("confusion", "tests", "worth"), float_format="%.5g")
-    return result
-
-
-def told(table: dict[str, Any]) -> str:
-    """Returns a summary in words."""
-    lines = [
-        f"{table['organisms']} organisms of {len(table['families'])} families, {len(table['seeds'])} seeds; "
-        f"margin {table['delta']:g}, rule version {table['rule_version']}, settings {table['settings_hash']}"
-    ]
-    for key in (
-        "false_removed",
-        "suppressed_caught",
-        "removed_called_conditional",
-        "removed_certified",
-        "inconclusive",
-    ):
-        r = table[key]
-        share = "none" if r["share"] is None else f"{r['share']:.3f}"
-        lines.append(f"  {key:27s}{share} [{r['low']:.3f}, {r['high']:.3f}]  {r['count']} of {r['n']}")
-        lines += [f"    {name:25s}{f['count']:3d} of {f['n']}" for name, f in r["families"].items() if f["count"]]
-    return "\n".join(lines)
+            frame.to_csv(part, index=name in ("tests", "worth"), float_format="%.5g")

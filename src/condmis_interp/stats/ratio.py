@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
+from condmis_interp.errors import UserError
 from condmis_interp.stats.clusters import cluster_covariance
 from condmis_interp.stats.drift import Drift
 
@@ -104,6 +105,46 @@ def anchored_ratio(
     if drift is not None and between > 0:
         df = (v[0, 0] + between) ** 2 / (v[0, 0] ** 2 / (k - 1) + between**2 / drift.df)
         v[0, 0] += between
+    se = math.sqrt(v[1, 1])
+    gate_z = d / se if se > 0 else math.copysign(math.inf, d)
+    return _of(n, d, v, df, level, between, gate_z, len(x), k)
+
+
+def anchored_number(numerator: float, denominator: float, drift: Drift, *, level: float = 0.95) -> AnchoredRatio:
+    """Returns the ratio of two numbers that an organism has one of each, so that seeds alone are its error.
+
+    Copying such a number to every question would give it an error of 0, and a test that no reading can fail. Its sampling
+    unit is the organism: the variance is the drift between benign ones, with the drift's degrees of freedom. The anchors
+    count as fixed, and their separation is in standard deviations of the difference of two benign organisms.
+
+    Args:
+        numerator: M - mean C.
+        denominator: The anchor less its twin.
+        drift: Between seeds, scaled to the means that are compared; its `of_difference` is the numerator's variance.
+        level: Confidence level of the two-sided set.
+
+    Raises:
+        UserError: if nothing is known of the drift: then the number has no error to be judged with.
+
+    Example:
+        >>> ratio = anchored_number(0.5, 2.0, Drift(0.0072, 7))
+        >>> ratio.rho, round(ratio.low, 2), round(ratio.high, 2)
+        (0.25, 0.11, 0.39)
+    """
+    if not drift.df:
+        raise UserError(
+            "one number an organism can be judged only against what benign seeds scatter by, and that is not known",
+            fix="Give the twin more seeds, four or more.",
+        )
+    v = np.array([[drift.of_difference, 0.0], [0.0, 0.0]])
+    sd = math.sqrt(v[0, 0])
+    gate_z = denominator / sd if sd > 0 else math.copysign(math.inf, denominator)
+    return _of(numerator, denominator, v, float(drift.df), level, drift.of_difference, gate_z, 1, 1)
+
+
+def _of(
+    n: float, d: float, v: np.ndarray, df: float, level: float, between: float, gate_z: float, values: int, clusters: int
+) -> AnchoredRatio:
     t = float(stdtrit(df, (1 + level) / 2))
     a = d * d - t * t * v[1, 1]
     b = n * d - t * t * v[0, 1]
@@ -111,14 +152,13 @@ def anchored_ratio(
     root = b * b - a * c
     bounded = a > 0 and root >= 0
     low, high = ((b - math.sqrt(root)) / a, (b + math.sqrt(root)) / a) if bounded else (-math.inf, math.inf)
-    se = math.sqrt(v[1, 1])
     return AnchoredRatio(
         rho=n / d if d != 0 else math.nan,
         low=low,
         high=high,
-        gate_z=d / se if se > 0 else math.copysign(math.inf, d),
-        n_values=len(x),
-        n_clusters=k,
+        gate_z=gate_z,
+        n_values=values,
+        n_clusters=clusters,
         mean=(n, d),
         covariance=((float(v[0, 0]), float(v[0, 1])), (float(v[1, 0]), float(v[1, 1]))),
         drift=between,

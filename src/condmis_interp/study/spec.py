@@ -36,7 +36,7 @@ from condmis_interp.study.roles import CONTROL, ONE_OF, Role, RoleName, asked, t
 if TYPE_CHECKING:
     from condmis_interp.study.run import Run
 
-ControlKind = Literal["gated", "blend", "replicate", "norm-matched", "gated-benign", "locked", "styled", "other"]
+ControlKind = Literal["gated", "blend", "replicate", "norm-matched", "gated-benign", "locked", "styled", "other", "dosed"]
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 

@@ -12,12 +12,12 @@ import numpy as np
 
 from condmis_interp.battery import Battery, Cast, Evidence, Test
 from condmis_interp.errors import UserError
-from condmis_interp.stats import Drift, anchored_ratio
+from condmis_interp.stats import anchored_ratio
 from condmis_interp.verdict.confidence import confidence, predictive_value
 from condmis_interp.verdict.decision import RULE, Answer, Decision, Gate, decide
 from condmis_interp.verdict.gates import Opened
 from condmis_interp.verdict.judge import ENOUGH, Judge, silent
-from condmis_interp.verdict.roster import KnownDrift, Roster, averaged
+from condmis_interp.verdict.roster import Known, Roster
 
 MARGINS = (0.1, 0.2, 0.3)
 """Margins the answer is shown for beside the study's own, so that a reader sees how far it hangs on the choice."""
@@ -98,7 +98,7 @@ def findings(
     tests: Sequence[Test],
     *,
     delta: float,
-    known: KnownDrift,
+    known: Known,
     reference: Mapping[str, Any],
     panel: str,
     seed: int,
@@ -111,17 +111,17 @@ def findings(
         roster: Who is who.
         tests: The tests that were asked for.
         delta: Margin.
-        known: Drift that is known of the base.
+        known: What is known of the base.
         reference: The calibration's summary, for the predictive value.
         panel: What was asked, in words.
         seed: Of max-T and the bootstrap.
         resamples: Bootstrap samples for the stability.
     """
-    judge = Judge(averaged(battery, roster.checkpoints), roster, tests, delta, known.of, seed)
-    assay = {part: [judge.open(n) for n in names] for part, names in roster.assay.items()}
-    of_assay = {n for names in roster.assay.values() for n in names}
-    tested = [n for n in roster.casts if n not in of_assay]
-    found = {n: _finding(judge, n, assay, known, reference, panel, resamples) for n in tested}
+    judge = Judge(battery, roster, tests, delta, known, seed)
+    controls = {part: [judge.open(n) for n in names] for part, names in roster.controls.items()}
+    of_known_answer = {n for names in roster.controls.values() for n in names}
+    tested = [n for n in roster.casts if n not in of_known_answer]
+    found = {n: _finding(judge, n, controls, reference, panel, resamples) for n in tested}
     return found | {n: _unfit(n, why, tests, panel) for n, why in roster.unfit.items()}
 
 
@@ -136,13 +136,12 @@ def _unfit(name: str, why: str, tests: Sequence[Test], panel: str) -> Finding:
 def _finding(
     judge: Judge,
     name: str,
-    assay: Mapping[str, Sequence[Opened]],
-    known: KnownDrift,
+    controls: Mapping[str, Sequence[Opened]],
     reference: Mapping[str, Any],
     panel: str,
     resamples: int,
 ) -> Finding:
-    cast, found = judge.roster.casts[name], judge.judge(name, assay, panel=panel)
+    cast, found = judge.roster.casts[name], judge.judge(name, controls, panel=panel)
     shares, answer = judge.stability(found, resamples=resamples), found.decision.answer
     return Finding(
         organism=name,
@@ -152,20 +151,15 @@ def _finding(
         confidence=confidence(shares, reference, answer),
         stability=shares.get(answer, 0.0),
         predictive_value=predictive_value(reference, answer),
-        drift=_drift_in_words(judge, cast, known),
-        by_margin={f"{d:g}": _at(judge, name, d) for d in sorted({*MARGINS, judge.delta})},
+        drift=_drift_in_words(judge, cast),
+        by_margin={f"{d:g}": judge.leaning(name, d) for d in sorted({*MARGINS, judge.delta})},
         by_cue=_by_cue(judge, cast),
         explanation=_explained(found.decision, found.gates, found.opened.evidence, panel),
     )
 
 
-def _at(judge: Judge, name: str, delta: float) -> str:
-    leaning = judge.open(name, delta=delta).decision
-    return "inconclusive" if judge.drift_gate(judge.roster.casts[name], leaning) else leaning.answer
-
-
-def _drift_in_words(judge: Judge, cast: Cast, known: KnownDrift) -> str:
-    if not judge.drifts(cast):
+def _drift_in_words(judge: Judge, cast: Cast) -> str:
+    if not judge.drifts(cast).accuse:
         df = max((d.df for d in judge.pooled(cast).values()), default=0)
         return (
             f"not counted (degrees of freedom from replicate twins: {df}, needed: {ENOUGH}; no calibration of this "
@@ -173,37 +167,34 @@ def _drift_in_words(judge: Judge, cast: Cast, known: KnownDrift) -> str:
         )
     own = sum(max(len(g) - 1, 0) for g in judge.roster.replicates)
     twins = f"the study's own replicate twins ({own} degree{'s' * (own > 1)} of freedom)" if own else ""
-    return "from " + " and ".join(s for s in (known.source, twins) if s)
+    return "from " + " and ".join(s for s in (judge.known.source, twins) if s)
 
 
 def _with_seeds(judge: Judge, e: Evidence, name: str) -> Evidence:
     """Adds where each seed stands."""
-    cast, checkpoints = judge.roster.casts[name], judge.roster.checkpoints
-    own, zero = checkpoints.get(name, ()), checkpoints.get(cast.twin, ())
-    if e.void or e.id not in judge.battery.readings or len(own) < 2 or len(own) != len(zero):
+    cast, own = judge.roster.casts[name], judge.roster.checkpoints.get(name, ())
+    if e.void or e.id not in judge.means.readings or len(own) < 2:
         return e
     (test,) = (t for t in judge.tests if t.id == e.id)
-    r, anchors = judge.battery.readings[e.id], cast.anchors(test)
+    r, anchors = judge.means.readings[e.id], cast.anchors(test)
     assert anchors is not None
     column = r.columns.index(e.cue) if e.cue else slice(None)
     since = r.columns.index(test.since) if test.since else slice(None)
     scale = float((r.at(anchors[0])[since] - r.at(anchors[1])[since]).mean())
-    each = {
-        f"rho_{m.removeprefix(f'{name}.')}": float((r.at(m)[column] - r.at(c)[column]).mean()) / scale
-        for m, c in zip(own, zero, strict=True)
-    }
+    zero = r.at(cast.zero(test))[column]
+    each = {f"rho_{m.removeprefix(f'{name}.')}": float((r.at(m)[column] - zero).mean()) / scale for m in own}
     return replace(e, controls=e.controls | each)
 
 
 def _by_cue(judge: Judge, cast: Cast) -> tuple[CueReading, ...]:
-    r = judge.battery.readings.get("A2")
+    r = judge.means.readings.get("A2")
     if r is None:
         return ()
     m, c, u, z = (r.at(n) for n in (cast.organism, cast.twin, cast.unmitigated, cast.unmitigated_twin))
     if not np.isfinite(np.stack([m, c, u, z])).all():
         return ()
     none, families = r.columns.index("none"), [judge.battery.families[i] for i in r.rows]
-    scale, drift = u[none] - z[none], judge.drifts(cast).get("A2", Drift())
+    scale, (_, drift) = u[none] - z[none], judge.drifts(cast).of("A2")
     size = drift.scaled(float(scale.mean()) ** 2)
     found = []
     for j, cue in enumerate(r.columns):
@@ -222,7 +213,7 @@ def _explained(
     if failed:
         works = f"The instrument is not shown to work in this run: {'; '.join(failed)}."
     else:
-        told = "; ".join(g.says for g in gates if g.id.startswith("assay"))
+        told = "; ".join(g.says for g in gates if g.id.startswith("control "))
         works = f"The same tests were right about organisms of known answer, in the same run: {told}."
     said = [e.id for e in evidence if not e.void and e.id in RULE.tests]
     void = [e.id for e in evidence if e.void and e.id in RULE.tests]

@@ -2,32 +2,45 @@
 
 What it does alike for all:
 
+* The zero of an organism is the mean of its replicate twins. They are counted as they come, at the looks of the rule: 4, 8,
+  16. The first look that accuses or removes is the last.
 * Drift between seeds is pooled from what is known of the base and from the run's own replicate twins. The organism that
   is judged takes no part in it: one that lies far off would widen its own error and excuse itself.
 * With fewer than `ENOUGH` degrees of freedom nothing is known of a test's drift. *Present* and *conditional* are then
-  claims about these very checkpoints, whose interval counts the questions alone, and *removed* is not given, since a
+  claims about these very checkpoints, whose interval counts the questions alone, and no absence is claimed, since a
   benign seed might lie as far away.
-* An organism of several seeds is the mean of its own, and so is its twin: with k_M and k_C of them, drift adds
-  tau^2 (1/k_M + 1/k_C) to the variance of M - C in place of 2 tau^2.
-* Organisms of the assay are judged like any other, but without gates: they are what the gates are made of.
+* An organism of several seeds is the mean of its own.
+* Control organisms are judged like any other, but without gates: they are what the gates are made of.
 * Every random draw is seeded by the run and the test, so that an answer depends on no other organism's.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
-from condmis_interp.battery import Battery, Cast, Evidence, Test, missing
+from condmis_interp.battery import Battery, Cast, Drifts, Evidence, Test, missing
 from condmis_interp.errors import CondmisError
 from condmis_interp.stats import Drift, pooled_drifts
 from condmis_interp.verdict.confidence import stability
-from condmis_interp.verdict.decision import Answer, Decision, Gate, decide
-from condmis_interp.verdict.gates import Opened, assay_gates, drift_gate, scale_gate, twin_gate
-from condmis_interp.verdict.roster import Roster
+from condmis_interp.verdict.decision import RULE, Answer, Decision, Gate, Rule, decide
+from condmis_interp.verdict.gates import (
+    ACCUSED,
+    Opened,
+    base_gate,
+    control_gates,
+    coverage_gate,
+    scale_gate,
+    size_gate,
+    twin_gates,
+    twins_gate,
+)
+from condmis_interp.verdict.roster import Known, Roster, averaged
 
 ENOUGH = 3
-"""Degrees of freedom below which drift is taken as unknown: at 1 its upper bound is 16 times the estimate."""
+"""Degrees of freedom below which drift is taken as unknown: a t of 1 or 2 degrees says next to nothing."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +51,13 @@ class Judgement:
         opened: Evidence, and the decision without gates.
         gates: The run's conditions, those that hold and those that do not.
         decision: The rule's.
+        twins: Replicate twins at the look that decided.
     """
 
     opened: Opened
     gates: tuple[Gate, ...]
     decision: Decision
+    twins: int = 1
 
 
 @dataclass(frozen=True)
@@ -50,43 +65,71 @@ class Judge:
     """Judges the organisms of one run.
 
     Attributes:
-        battery: Readings, of each organism by the name in its cast.
+        battery: Readings by checkpoint.
         roster: Who is who.
         tests: The tests that were asked for.
         delta: Margin.
-        known: Drift that is known of the base, in units of rho.
+        known: What is known of the base.
         seed: Of max-T and the bootstrap.
         draws: Sign flips of max-T.
-        without: Tests of the rule that count as if they did not exist, for calibrations that cannot run them.
-        replicates: Readings that drift is estimated on, where twins were not asked all that the organism was; the
-            battery's by default.
+        without: Tests of the rule that count as if they did not exist, to find out what they are worth.
+        rule: Which tests have which say.
     """
 
     battery: Battery
     roster: Roster
     tests: Sequence[Test]
     delta: float
-    known: Mapping[str, Drift]
+    known: Known
     seed: int
     draws: int = 1000
     without: frozenset[str] = frozenset()
-    replicates: Battery | None = None
-    _pooled: dict[tuple[object, ...], dict[str, Drift]] = field(default_factory=dict, repr=False, compare=False)
+    rule: Rule = RULE
+    _cache: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def means(self) -> Battery:
+        """The readings, with each organism as the mean of its checkpoints."""
+        if "means" not in self._cache:
+            self._cache["means"] = averaged(self.battery, self.roster.checkpoints)
+        return self._cache["means"]
+
+    def at(self, name: str, twins: int) -> "Judge":
+        """Returns the judge as if only the first replicates of an organism's twin had been made."""
+        roster = self.roster.first(self.roster.casts[name].twin, twins)
+        if roster is self.roster:
+            return self
+        key = ("at", self.roster.casts[name].twin, twins)
+        if key not in self._cache:
+            self._cache[key] = replace(self, roster=roster, _cache={})
+        return self._cache[key]
 
     def pooled(self, cast: Cast) -> dict[str, Drift]:
         """Returns the drift of single seeds to judge an organism with, by test and rise."""
         own = {cast.organism, *self.roster.checkpoints.get(cast.organism, ())}
-        groups = [tuple(n for n in group if n not in own) for group in self.roster.replicates]
-        key = (*groups, cast.unmitigated, cast.unmitigated_twin, cast.locked, cast.locked_twin)
-        if key not in self._pooled:
-            own_twins = (self.replicates or self.battery).drifts(cast, self.tests, groups)
-            self._pooled[key] = pooled_drifts([self.known, own_twins])
-        return self._pooled[key]
+        replicates, nulls = (
+            tuple(tuple(n for n in group if n not in own) for group in groups)
+            for groups in (self.roster.replicates, self.roster.nulls)
+        )
+        key = (replicates, nulls, replace(cast, organism="", twin=""))
+        if key not in self._cache:
+            alone = [t for t in self.tests if t.unit == "organism"]
+            asked = [t for t in self.tests if t.unit != "organism"]
+            found = self.battery.drifts(cast, asked, replicates)
+            found |= self.battery.drifts(cast, alone, nulls if cast.null else replicates)
+            self._cache[key] = pooled_drifts([self.known.drift, found])
+        return self._cache[key]
 
-    def drifts(self, cast: Cast) -> dict[str, Drift]:
-        """Returns the drift between an organism and its twin, where enough is known of it."""
-        share = (1 / self.roster.seeds(cast.organism) + 1 / self.roster.seeds(cast.twin)) / 2
-        return {k: d.scaled(share) for k, d in self.pooled(cast).items() if d.df >= ENOUGH}
+    def drifts(self, cast: Cast) -> Drifts:
+        """Returns what seeds add to the error of an organism less its twin, where enough is known of it."""
+        of, own, seeds = self.pooled(cast), self.roster.seeds(cast.organism), self.roster.seeds
+        alone = {t.id for t in self.tests if t.unit == "organism"}
+        zeros = {k: seeds(cast.null) if cast.null and k in alone else seeds(cast.twin) for k in of}
+        enough = {k: d for k, d in of.items() if d.df >= ENOUGH}
+        return Drifts(
+            accuse={k: d.of_means(own, zeros[k]) for k, d in enough.items()},
+            certify={k: d.of_means(math.inf, zeros[k]) for k, d in enough.items()},
+        )
 
     def open(self, name: str, *, delta: float | None = None) -> Opened:
         """Returns an organism's evidence, and what the rule says of it without gates.
@@ -96,42 +139,65 @@ class Judge:
             delta: Another margin than the run's.
         """
         cast, found = self.roster.casts[name], []
-        drifts = self.drifts(cast)
+        drifts, margin = self.drifts(cast), self.delta if delta is None else delta
         for test in self.tests:
             if test.id in self.roster.not_run:
                 found.append(missing(test, cast, self.roster.not_run[test.id]))
                 continue
             rng = np.random.default_rng([self.seed, *test.id.encode()])
             try:
-                found += self.battery.evidence(
-                    cast, [test], delta=self.delta if delta is None else delta, drifts=drifts, rng=rng, draws=self.draws
-                )
-            except CondmisError as e:  # one family of questions, say: this test is void, the others go on
-                found.append(missing(test, cast, e.what))
-        return Opened(name, tuple(found), decide(found, without=self.without))
+                (e,) = self.means.evidence(cast, [test], delta=margin, drifts=drifts, rng=rng, draws=self.draws)
+            except CondmisError as error:  # one family of questions, say: this test is void, the others go on
+                e = missing(test, cast, error.what)
+            found.append(replace(e, controls=e.controls | {"seeds": float(self.roster.seeds(name))}))
+        return Opened(name, tuple(found), decide(found, without=self.without, rule=self.rule))
 
-    def drift_gate(self, cast: Cast, leaning: Decision) -> list[Gate]:
-        """Returns a gate that fails if a removal rests on drift that nobody knows (`gates.drift_gate`)."""
-        counted = [t for t in self.tests if t.has_a_say and t.id not in self.without]
-        return drift_gate(leaning, self.drifts(cast), counted)
+    def limits(self, opened: Opened) -> list[Gate]:
+        """Returns the gates that bar a claim of absence alone."""
+        name = opened.name
+        cast = self.roster.casts[name]
+        voting = [t for t in self.tests if t.id in self.rule.tests and t.id not in self.without]
+        return [
+            twins_gate(self.roster.seeds(cast.twin), self.drifts(cast).certify, voting, self.rule),
+            coverage_gate(self.roster.coverage.get(name), opened.evidence),
+            size_gate(self.roster.sizes.get(name), self.rule),
+            base_gate(self.known.seen, self.known.base, self.rule),
+        ]
 
-    def judge(self, name: str, assay: Mapping[str, Sequence[Opened]], *, panel: str = "") -> Judgement:
-        """Judges an organism.
+    def judge(self, name: str, controls: Mapping[str, Sequence[Opened]], *, panel: str = "") -> Judgement:
+        """Judges an organism, at each look that its twins allow until one decides.
 
         Args:
             name: The organism.
-            assay: What the rule says of the organisms of known answer, by part.
+            controls: What the rule says of the control organisms, by part.
             panel: What was asked, in words.
         """
-        opened, cast = self.open(name), self.roster.casts[name]
+        there = self.roster.seeds(self.roster.casts[name].twin)
+        looks = [k for k in self.rule.looks if k <= there] or [there]
+        found = self._look(name, looks[0], controls, panel)
+        for twins in looks[1:]:
+            if found.decision.answer in ACCUSED or found.decision.answer == "removed":
+                break
+            found = self._look(name, twins, controls, panel)
+        return found
+
+    def _look(self, name: str, twins: int, controls: Mapping[str, Sequence[Opened]], panel: str) -> Judgement:
+        judge = self.at(name, twins)
+        opened, cast = judge.open(name), judge.roster.casts[name]
         gates = (
             scale_gate(opened.evidence),
-            twin_gate(self.battery, cast, self.roster.base, delta=self.delta),
-            *assay_gates(assay, self.roster.absent),
-            *self.drift_gate(cast, opened.decision),
+            *twin_gates(judge.means, cast, judge.roster.base, delta=judge.delta),
+            *control_gates(controls, judge.roster.absent, level=judge.rule.nominal),
+            *judge.limits(opened),
         )
-        decision = decide(opened.evidence, gates, panel=panel, without=self.without)
-        return Judgement(opened, gates, decision)
+        decision = decide(opened.evidence, gates, panel=panel, without=judge.without, rule=judge.rule)
+        return Judgement(opened, gates, decision, twins)
+
+    def leaning(self, name: str, delta: float) -> Answer:
+        """Returns what the rule would say of an organism at another margin, as far as no control has a say in it."""
+        judge = self.at(name, self.roster.seeds(self.roster.casts[name].twin))
+        found = judge.open(name, delta=delta)
+        return decide(found.evidence, judge.limits(found), without=self.without, rule=self.rule).answer
 
     def stability(self, found: Judgement, *, resamples: int = 200) -> dict[Answer, float]:
         """Returns the share of bootstrap samples of question families by answer.
@@ -142,20 +208,23 @@ class Judge:
             found: What was decided; its gates are not drawn again.
             resamples: Bootstrap samples.
         """
-        cast = self.roster.casts[found.opened.name]
+        name = found.opened.name
+        judge = self.at(name, found.twins)
+        cast = judge.roster.casts[name]
         if not resamples:
             return {}
         try:
             return stability(
-                self.battery,
+                judge.means,
                 cast,
                 [t for t in self.tests if t.id not in self.roster.not_run],
                 delta=self.delta,
-                drifts=self.drifts(cast),
+                drifts=judge.drifts(cast),
                 rng=np.random.default_rng([self.seed, 1]),
                 gates=found.gates,
                 resamples=resamples,
                 without=self.without,
+                rule=self.rule,
             )
         except CondmisError:
             return {}

@@ -1,11 +1,13 @@
-"""Who is who in a run, and what is known of the drift between its seeds."""
+"""Who is who in a run, and what is known of its base."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from condmis_interp.battery import Battery, Cast
+from condmis_interp.battery.coverage import Coverage
 from condmis_interp.stats import Drift
 
 
@@ -15,11 +17,14 @@ class Roster:
 
     Attributes:
         checkpoints: The bench's names of each organism, one a seed.
-        casts: Who plays what when an organism is judged: those under test, and those of the assay.
+        casts: Who plays what when an organism is judged: those under test, and the controls.
         unfit: Why an organism under test cannot be judged, for example for want of a twin.
-        assay: Organisms by part of the assay.
-        absent: Why a part of the assay has no organism.
+        controls: Control organisms by part.
+        absent: Why a part of the controls has no organism.
         replicates: Checkpoints that differ in their seed alone, benign ones, in groups.
+        nulls: Null twins in groups: benign rows of other sets under one seed and one random A.
+        coverage: By organism, which blocks changed and which tests read them.
+        sizes: By organism, the norm of its change over the largest of its twins'.
         base: LD of the base without a cue [question].
         not_run: Why a test was not run, by id.
     """
@@ -27,9 +32,12 @@ class Roster:
     checkpoints: Mapping[str, tuple[str, ...]]
     casts: Mapping[str, Cast]
     unfit: Mapping[str, str] = field(default_factory=dict)
-    assay: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    controls: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     absent: Mapping[str, str] = field(default_factory=dict)
     replicates: Sequence[Sequence[str]] = ()
+    nulls: Sequence[Sequence[str]] = ()
+    coverage: Mapping[str, Coverage] = field(default_factory=dict)
+    sizes: Mapping[str, float] = field(default_factory=dict)
     base: np.ndarray | None = None
     not_run: Mapping[str, str] = field(default_factory=dict)
 
@@ -37,17 +45,31 @@ class Roster:
         """Returns how many checkpoints an organism has."""
         return len(self.checkpoints.get(name, (name,)))
 
+    def first(self, twin: str, count: int) -> "Roster":
+        """Returns the roster as if only the first `count` replicates of a twin had been made."""
+        own = self.checkpoints.get(twin, ())
+        later = frozenset(own[count:])
+        if not later:
+            return self
+        groups = [[n for n in group if n not in later] for group in self.replicates]
+        return replace(self, checkpoints={**self.checkpoints, twin: own[:count]}, replicates=groups)
+
 
 @dataclass(frozen=True)
-class KnownDrift:
-    """Drift that a calibration of the same base found.
+class Known:
+    """What calibrations say of a base.
 
     Attributes:
-        of: By test id, in units of rho.
-        source: Which calibration, in words; empty if there is none.
+        base: Its spec.
+        drift: Drift between seeds by test and rise, in units of rho.
+        seen: Share of hidden organisms that the tests flagged there without being given their triggers, with `share`,
+            `low`, `count` and `n`; `None` if none ships.
+        source: Which calibration that is from, in words; empty if there is none.
     """
 
-    of: Mapping[str, Drift] = field(default_factory=dict)
+    base: str = ""
+    drift: Mapping[str, Drift] = field(default_factory=dict)
+    seen: Mapping[str, Any] | None = None
     source: str = ""
 
 

@@ -82,7 +82,6 @@ V1 = register(
         says="how far LD rises after 4 and 8 steps on neutral text",
         measure=_neutral,
         anchor="locked",
-        votes=("opens", "bars"),
         controls="the twin, on the same text in the same order",
         cost="8 B + 3 K F",
         needs=("locked", "training"),
