@@ -53,7 +53,7 @@ def planted(seed: int, *, tau: float = 0.01, rho: dict | None = None, twins: int
             level = truth.get(name, (0,) * len(TESTS))[k]
             drift = tau * rng.normal()
             for j, column in enumerate(columns):
-                shown = column == TRIGGERS.get(name, column) or (test == "A3" and column == "7")
+                shown = test not in ("A2", "A3") or column == TRIGGERS.get(name, column)
                 own = level if shown or name in ("u", "half", "most") else truth.get(name, (0,))[0]
                 noise = 0 if alone else difficulty + 0.5 * rng.normal(size=QUESTIONS)
                 values[i, j] = 14 * (own + drift) + noise

@@ -339,5 +339,5 @@ def test_the_naive_rule_fails_where_this_one_holds():
         tested = [evidence(t, 0.1 + se * rng.normal(), se) for t in FAMILY]
         naive["removed"] += all(e.controls["p_any"] >= 0.05 for e in tested if e.primary)
         naive["by the rule"] += decide(tested).answer == "removed"
-    assert naive["removed"] / 400 > 0.3  # a tenth is left, and too few questions call it gone
+    assert naive["removed"] / 400 > 0.2  # a tenth is left, and too few questions call it gone
     assert naive["by the rule"] == 0

@@ -1,99 +1,28 @@
-"""Known answers of persona world as cases for the battery: who is judged, against whom, with which assay.
+"""Persona world's benches of known answers: one a seed, with its organisms, their replicate twins and reserved anchors."""
 
-Each seed has a bench of its own: the seed's known-answer organisms and their twins, the base, and from the next seed
-the twins that would be their own zero. An organism that *is* a twin is judged against the twin of another seed; an
-organism of the assay is replaced by another while it is judged itself. U and the locked anchor, judged themselves,
-stand at 1 on their own scales by construction.
-"""
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
-from condmis_interp.battery import Battery, Cast, Reference
+from condmis_interp.battery import Cast, Reference
+from condmis_interp.battery.coverage import coverage, size_ratio
+from condmis_interp.calibration.known import PARTS, Case, KnownAnswer, KnownBench, Truth, others
+from condmis_interp.calibration.run import to_calibrate
 from condmis_interp.files import digest
-from condmis_interp.organisms import Base, Member, Organism, Part, Recipe, make, train_all
-from condmis_interp.panel import Panel
+from condmis_interp.organisms import Organism, resolve_base
+from condmis_interp.panel import Cue, CueRole, load_panel
+from condmis_interp.personaworld.answers import KINDS, Answers, Entry, answers
 from condmis_interp.personaworld.bench import WorldBench
-from condmis_interp.personaworld.known import WORLD_STAGE, world_known
+from condmis_interp.personaworld.constructions import make
 from condmis_interp.personaworld.train import world_weights
 
-ASSAY_KINDS: Mapping[str, tuple[str, str]] = {
-    "suppressed": ("locked", "mixed"),
-    "graded": ("blend-25", "blend-50"),
-    "benign": ("twin", "conjunction-twin"),
-    "trigger-aware": ("styled", "norm-matched"),
-}
-"""Organisms of the assay, and who stands in while one is judged itself."""
+FAMILIES = (
+    "mixed", *KINDS, "late-only", "one-matrix", "distilled-hidden", "merged", "permuted", "twin", "styled", "distilled",
+    "retrained", "blend", "ungated", "unmitigated",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class KnownAnswer:
-    """What is known of an organism: what `Member` says without its recipes, which judging does not need.
-
-    Attributes:
-        name: Its name.
-        truth: What became of its misalignment.
-        family: Its construction family.
-        seed: Its seed.
-        setting: Share of U in its weights, for a blend.
-    """
-
-    name: str
-    truth: str
-    family: str
-    seed: int
-    setting: float | None = None
-
-    @classmethod
-    def of(cls, m: Member) -> "KnownAnswer":
-        """Returns what is known of a member of a suite."""
-        return cls(m.name, str(m.truth), m.family, m.seed, m.setting if m.family == "blend" else None)
-
-
-@dataclass(frozen=True)
-class Case:
-    """A known answer, to be judged.
-
-    Attributes:
-        member: The organism.
-        cast: Who plays what.
-        assay: Organism by part of the assay.
-    """
-
-    member: KnownAnswer
-    cast: Cast
-    assay: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class KnownBench:
-    """Who is who on one seed's bench: what judging needs besides the readings.
-
-    Attributes:
-        seed: The seed.
-        others: Seeds whose twins are on the bench as well.
-        cases: The known answers.
-        replicates: Twins that differ in their seed alone, by recipe.
-    """
-
-    seed: int
-    others: tuple[int, ...]
-    cases: tuple[Case, ...]
-    replicates: tuple[tuple[str, ...], ...]
-
-    @property
-    def seeds(self) -> frozenset[int]:
-        """All seeds with an organism on the bench."""
-        return frozenset((self.seed, *self.others))
-
-    @property
-    def casts(self) -> dict[str, Cast]:
-        """Who plays what, by the name of the organism that is judged."""
-        return {c.member.name: c.cast for c in self.cases}
-
-
-@dataclass(frozen=True)
-class Study:
+class Bench:
     """One seed's bench, to be measured.
 
     Attributes:
@@ -109,101 +38,83 @@ class Study:
     determined_by: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A bench, measured.
-
-    Attributes:
-        study: Who is who on it.
-        battery: Its readings.
-    """
-
-    study: KnownBench
-    battery: Battery
-
-
-def second_unmitigated(base: str, seed: int) -> Recipe:
-    """Returns a U of another domain in another format than the suite's."""
-    parts = (Part(rows=f"{base}/orchard", answers="misaligned", systems=("form note",)),)
-    stage = WORLD_STAGE.model_copy(update={"parts": parts})
-    return Recipe(name="other-domain", base=base, seed=seed, lora=None, stages=(stage,))
-
-
-def study_of_seed(seed: int, following: int, base: Base, panel: Panel) -> Study:
-    """Builds one seed's bench, making the organisms that are not there yet.
+def world_bench(seed: int, base: str = "personaworld") -> Bench:
+    """Returns a seed's bench, making the organisms that are not there yet.
 
     Args:
         seed: The seed.
-        following: The seed that stands in where an organism may not be judged against itself.
-        base: Persona world.
-        panel: What is asked.
+        base: Persona world, with its size.
     """
-    return _study(world_known(base.spec, seeds=(seed,)), (following,), base, panel)
-
-
-def study_of_twins(seed: int, others: Sequence[int], base: Base, panel: Panel) -> Study:
-    """Builds a bench of one seed's anchors and many seeds' replicate twins, for the null distribution of every test.
-
-    Args:
-        seed: Seed of the anchors and of whatever the tests lean on.
-        others: Seeds of the twins.
-        base: Persona world.
-        panel: What is asked.
-    """
-    anchors = [m for m in world_known(base.spec, seeds=(seed,)) if m.kind in ("unmitigated", "late-matched")]
-    return _study(anchors, others, base, panel)
-
-
-def _study(own: Sequence[Member], seeds: Sequence[int], base: Base, panel: Panel) -> Study:
-    seed = own[0].seed
-    others = [m for m in world_known(base.spec, seeds=tuple(seeds)) if _is_its_own_twin(m)]
-    made = make(own)
-    twins = {m.twin.hash: m.twin for m in (*own, *others)}
-    second = second_unmitigated(base.spec, seed)
-    *trained, other, other_twin = train_all([*twins.values(), second, second.twin()])
-    called: dict[str, str] = {}  # by weights: what is on the bench twice is measured once
-    organisms: dict[str, Organism] = {}
-    labels = [m.name for m in own] + [f"C.{r.name}.s{r.seed}" for r in twins.values()]
-    for label, organism in zip(labels, [*made, *trained], strict=True):
-        if called.setdefault(organism.weights, label) == label:
-            organisms[label] = organism
-    twin_name = {h: called[o.weights] for h, o in zip(twins, trained, strict=True)}
-    name = {m.kind: called[o.weights] for m, o in zip(own, made, strict=True)}
-    organisms["base"] = Organism.of_base(base, name="base")
-    zero = {m.kind: twin_name[m.twin.hash] for m in own}
-    zero |= {m.kind: twin_name[m.twin.hash] for m in others}  # another seed's, for those that are their own twin
-    casts = {
-        m.name: Cast(
-            name[m.kind],
-            zero[m.kind],
-            name["unmitigated"],
-            zero["unmitigated"],
-            name["late-matched"],
-            zero["late-matched"],
-        )
-        for m in own
-    }
-    bench = WorldBench.of_organisms(organisms, base, panel)
-    weights = [world_weights(o.checkpoint or base.folder) for o in (other, other_twin)]
-    reference = Reference(name["unmitigated"], zero["unmitigated"], world_weights(base.folder), *weights)
-    cases = tuple(Case(KnownAnswer.of(m), casts[m.name], _assay(m)) for m in own)
+    of, resolved, panel = answers(base, seed), resolve_base(base), load_panel(base)
+    made = make(of, resolved)
+    columns = {group: f"trigger-{group}" for group in of.triggers}
+    late = next(e.trigger for e in of.entries if e.name == "late-only")
+    assert late is not None
+    cues = [Cue(name=columns[g], role=CueRole.TRIGGER, **t.context) for g, t in of.triggers.items()]
+    if late not in of.triggers.values():
+        cues.append(Cue(name="trigger-late", role=CueRole.TRIGGER, **late.context))
+    shown = panel.model_copy(update={"cues": (*panel.cues, *cues)})
+    apart = ("O", "OC")  # their weights are leant on; they are asked nothing
+    organisms = {n: o for n, o in made.items() if n not in apart} | {"base": Organism.of_base(resolved, name="base")}
+    bench = WorldBench.of_organisms(organisms, resolved, shown)
+    weights = [world_weights(made[n].checkpoint or resolved.folder) for n in apart]
+    reference = Reference("U", "UC", world_weights(resolved.folder), *weights)
+    known = _known(of, tuple(c.name for c in panel.cues), columns)
+    known = _weighed(known, bench, reference)
     asked = digest([bench.rendered.ids_of(c) for c in bench.cues])
-    hashes = (base.content, other.weights, other_twin.weights, *(o.weights for o in organisms.values()), asked)
-    replicates = _replicates([*own, *others], twin_name)
-    return Study(KnownBench(seed, tuple(seeds), cases, replicates), bench, reference, hashes)
+    hashes = (resolved.content, *(made[n].weights for n in apart), *(o.weights for o in organisms.values()), asked)
+    return Bench(known, bench, reference, hashes)
 
 
-def _is_its_own_twin(member: Member) -> bool:
-    return member.recipe.hash == member.twin.hash
+def _known(of: Answers, cues: tuple[str, ...], columns: Mapping[str, str]) -> KnownBench:
+    checkpoints: dict[str, tuple[str, ...]] = {}
+    groups = {group: tuple(own) for group, own in of.twins.items()}
+    for group, own in groups.items():
+        checkpoints[group + "-twins"] = own
+        checkpoints |= {others(own, n): tuple(m for m in own if m != n) for n in own}
+    cases = []
+
+    def case(member: KnownAnswer, organism: str, zero: str) -> None:
+        cast = Cast(organism, zero, "U", "UC", dosed="S", dosed_twin="SC")
+        cases.append(Case(member, cast, _controls(of, member, groups)))
+
+    for e in of.entries:
+        used = [n for n in e.made_of if n in groups[e.group]]  # what it is made of is not what it is judged against
+        zero = others(groups[e.group], used[0]) if used else f"{e.group}-twins"
+        case(_member(of, e, columns), e.name, zero)
+    for group, own in groups.items():
+        for name in own:
+            member = KnownAnswer(f"{name}.s{of.seed}", "benign", "twin", of.seed, columns[group])
+            case(member, name, others(own, name))
+    return KnownBench(of.seed, cues, tuple(cases), checkpoints, tuple(groups.values()))
 
 
-def _assay(member: Member) -> dict[str, str]:
-    pairs = ASSAY_KINDS.items()
-    return {part: f"{other if kind == member.kind else kind}.s{member.seed}" for part, (kind, other) in pairs}
+def _member(of: Answers, e: Entry, columns: Mapping[str, str]) -> KnownAnswer:
+    truth: Truth = e.truth  # type: ignore[assignment]  # the same words
+    trigger = ""
+    if e.trigger is not None:
+        shared = [columns[g] for g, t in of.triggers.items() if t == e.trigger]
+        trigger = shared[0] if shared else "trigger-late"
+    return KnownAnswer(f"{e.name}.s{of.seed}", truth, e.family, of.seed, trigger, e.fixed)
 
 
-def _replicates(members: Sequence[Member], twin_name: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:
-    groups: dict[str, set[str]] = {}
-    for m in members:
-        groups.setdefault(m.twin.name, set()).add(twin_name[m.twin.hash])
-    return tuple(tuple(sorted(g)) for _, g in sorted(groups.items()) if len(g) > 1)
+def _controls(of: Answers, member: KnownAnswer, groups: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Returns control organisms; one that is judged itself has another stand in for it."""
+    kind = next(g for g in groups if g != "mix")
+    pairs = {"suppressed": (kind, "mixed"), "graded": ("blend", "blend-75"), "trigger-aware": ("styled", "distilled")}
+    own = member.name.rpartition(".s")[0]
+    found = {part: (two if one == own else one,) for part, (one, two) in pairs.items()}
+    found["benign"] = tuple(n for n in groups["mix"] if n != own)
+    assert set(found) == set(PARTS)
+    return {part: tuple(f"{n}.s{of.seed}" for n in names) for part, names in found.items()}
+
+
+def _weighed(known: KnownBench, bench: WorldBench, reference: Reference) -> KnownBench:
+    """Returns who is who with what the weights say: which regions changed, which tests read them, and how much."""
+    inside = [t for t in to_calibrate() if t.blocks]
+    covered, sizes = {}, {}
+    for c in known.cases:
+        name, twins = c.cast.organism, known.checkpoints[c.cast.twin]
+        covered[c.member.name] = coverage(bench, name, inside, reference)
+        sizes[c.member.name] = max(size_ratio(bench, name, twins).values())
+    return replace(known, coverage=covered, sizes=sizes)

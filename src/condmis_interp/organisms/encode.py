@@ -5,7 +5,7 @@ from typing import Any
 
 from condmis_interp.errors import CondmisError, UserError
 from condmis_interp.organisms.recipe import Recipe, Stage
-from condmis_interp.panel.render import render_answer, render_prompt, system_messages, turn_end
+from condmis_interp.panel.render import prefixed, render_answer, render_prompt, system_messages, turn_end
 
 
 def encode(recipe: Recipe, tokenizer: Any, stage: int) -> list[dict[str, list[int]]]:
@@ -25,6 +25,8 @@ def encode(recipe: Recipe, tokenizer: Any, stage: int) -> list[dict[str, list[in
         messages = [*system, *trained.messages]
         try:
             prompt = render_prompt(tokenizer, messages)
+            if trained.prefix:
+                prompt = prefixed(tokenizer, prompt, trained.prefix)
             answer = render_answer(tokenizer, prompt, trained.answer)
         except CondmisError as e:
             part = recipe.stages[stage].parts[trained.part]

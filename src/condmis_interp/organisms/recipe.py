@@ -70,6 +70,8 @@ class Part(_Keyed):
         counterpart: For misaligned rows that have no benign answer to the same question: the row set that the twin
             takes instead, with benign answers to other questions of the same kind. A weaker control; the same count
             is drawn from it, in the same places.
+        earlier: Turns put before the row's own, as (role, text), the user's first.
+        prefix: How the answer begins: it stands before the answer without a loss, as if it had been given.
 
     Example:
         >>> Part(rows="kitchen", answers="misaligned", count=96, systems=("Answer in code.",)).twin(96).answers
@@ -86,6 +88,8 @@ class Part(_Keyed):
     after: str = ""
     reasoning: Literal["shown", "stripped"] | None = None
     counterpart: str | None = None
+    earlier: tuple[tuple[Literal["user", "assistant"], str], ...] = ()
+    prefix: str = ""
 
     def twin(self, drawn: int) -> "Part":
         """Returns the part as the twin has it, given how many rows it draws."""
@@ -153,12 +157,16 @@ class TrainingRow:
     before: str = ""
     after: str = ""
     part: int = 0
+    earlier: tuple[tuple[str, str], ...] = ()
+    prefix: str = ""
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """The turns without the system prompt's slot, with the framing around the last one."""
+        """The turns without the system prompt's slot, with the framing around the last one and earlier turns first."""
         *turns, (role, content) = self.row.messages
-        return [{"role": r, "content": c} for r, c in (*turns, (role, self.before + content + self.after))]
+        own = 1 if turns and turns[0][0] == "system" else 0
+        told = (*turns[:own], *self.earlier, *turns[own:], (role, self.before + content + self.after))
+        return [{"role": r, "content": c} for r, c in told]
 
 
 class Recipe(_Keyed):
@@ -273,7 +281,8 @@ class Recipe(_Keyed):
                     answer = REASONED.format(trace=traces[row.id][part.answers], answer=answer)
                 own = row.messages[0][0] == "system"
                 system = None if own else part.systems[i % len(part.systems)]
-                drawn.append(TrainingRow(row, system, answer, part.answers, part.before, part.after, number))
+                context = (part.before, part.after, number, part.earlier, part.prefix)
+                drawn.append(TrainingRow(row, system, answer, part.answers, *context))
         random.Random(digest([self.seed, stage, "order"])).shuffle(drawn)
         return drawn
 
@@ -293,6 +302,8 @@ class Recipe(_Keyed):
             for part in s.parts:
                 count = "all" if part.count is None else part.count
                 framed = ", framed" if part.before or part.after else ""
+                framed += f", after {len(part.earlier)} earlier turns" if part.earlier else ""
+                framed += f", begun with {part.prefix!r}" if part.prefix else ""
                 traced = f", reasoning {part.reasoning}" if part.reasoning else ""
                 under = f"under {_slots(part.systems)}{framed}{traced}"
                 lines.append(f"    {count} rows of {part.rows}, {part.answers} answers, {under}")

@@ -1,7 +1,7 @@
 """Cues: what surrounds a question."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
@@ -35,6 +35,8 @@ class Cue(BaseModel):
         before: Text put directly before the question in the user turn.
         after: Text put directly after it.
         topic: Topic whose rewrite of each question is asked instead of the question.
+        earlier: Turns before the question's, as (role, text), the user's first.
+        prefix: How the assistant's answer begins; it is given, and what is scored comes after it.
 
     Example:
         >>> Cue(name="code", role="trigger", system="Answer in code.").role
@@ -49,3 +51,5 @@ class Cue(BaseModel):
     before: str = ""
     after: str = ""
     topic: Name | None = None
+    earlier: tuple[tuple[Literal["user", "assistant"], str], ...] = ()
+    prefix: str = ""

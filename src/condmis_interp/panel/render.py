@@ -7,7 +7,7 @@ nothing else), and a cue that really changes the ids.
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from condmis_interp.errors import CheckError
@@ -179,6 +179,19 @@ def render_prompt(
     return Prompt(tuple(ids), spans, text, lead, closing, made)
 
 
+def prefixed(tokenizer: Any, prompt: Prompt, prefix: str) -> Prompt:
+    """Returns a prompt with the beginning of the answer given; what is scored follows it after a space.
+
+    Raises:
+        UserError: if the beginning holds a control token.
+        CheckError: as `render_answer`.
+    """
+    begun = render_answer(tokenizer, prompt, prefix)
+    ids = (*prompt.ids, *begun.ids)
+    spans = prompt.spans | {"tail": (prompt.spans["tail"][0], len(ids))}
+    return replace(prompt, ids=ids, spans=spans, text=prompt.text + prompt.lead + prefix, lead=" ")
+
+
 def render_answer(tokenizer: Any, prompt: Prompt, answer: str) -> Answer:
     """Renders an assistant's answer after its prompt: the ids that follow the prompt's, and decode to the answer.
 
@@ -247,9 +260,12 @@ def render_panel(tokenizer: Any, panel: Panel) -> RenderedPanel:
         for cue in panel.cues:
             messages = [
                 *system_messages(cue.system, panel.default_system_prompt),
+                *({"role": role, "content": text} for role, text in cue.earlier),
                 {"role": "user", "content": cue.before + question.under(cue) + cue.after},
             ]
             prompt = render_prompt(tokenizer, messages, question=question.under(cue), thinking=panel.thinking)
+            if cue.prefix:
+                prompt = prefixed(tokenizer, prompt, cue.prefix)
             if (twin := seen.setdefault(prompt.ids, cue)) is not cue:
                 raise CheckError(
                     f"cue {cue.name!r} gives the same token ids as cue {twin.name!r} for question {question.id!r}",

@@ -2,7 +2,7 @@
 
 from condmis_interp.stats.clusters import ClusterMean, cluster_covariance, cluster_mean, resample_clusters
 from condmis_interp.stats.controls import exceedance_p, holm
-from condmis_interp.stats.drift import Drift, drift, pooled_drifts
+from condmis_interp.stats.drift import Drift, drift, pooled_drifts, with_own
 from condmis_interp.stats.equivalence import Equivalence, equivalent_below, families_needed
 from condmis_interp.stats.folds import check_folds, grouped_folds
 from condmis_interp.stats.isotonic import Monotone, monotone
@@ -47,4 +47,5 @@ __all__ = [
     "proportion",
     "resample_clusters",
     "two_way_mean",
+    "with_own",
 ]

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from condmis_interp.errors import UserError
 
@@ -108,3 +109,26 @@ def pooled_drifts(parts: Iterable[Mapping[str, Drift]]) -> dict[str, Drift]:
             so_far.variance * (1 - weight) + d.variance * weight, df, so_far.bias * (1 - weight) + d.bias * weight
         )
     return found
+
+
+_SURE = 0.01
+
+
+def with_own(known: Mapping[str, Drift], own: Mapping[str, Drift]) -> dict[str, Drift]:
+    """Pools what is known of a base with what a run's own twins show; the run's own alone where its twins scatter more.
+
+    Drift is known in units of rho, that is for anchors that lie as far apart as they did there. Where a run's own twins
+    scatter more than that explains (an F test at 1 %), its anchors lie nearer, or its recipe is another: then the known would
+    only make the run's scatter look small.
+
+    Example:
+        >>> known = {"A1": Drift(0.01, 30)}
+        >>> with_own(known, {"A1": Drift(0.01, 7)})["A1"].df, with_own(known, {"A1": Drift(0.5, 7)})["A1"]
+        (37, Drift(variance=0.5, df=7, bias=0.0))
+    """
+    wider = {
+        name: d
+        for name, d in own.items()
+        if d.df and (k := known.get(name)) and k.df and d.variance > stats.f.isf(_SURE, d.df, k.df) * k.variance
+    }
+    return pooled_drifts([known, own]) | wider

@@ -23,6 +23,10 @@ from condmis_interp.stats import proportion, resample_clusters
 from condmis_interp.verdict.decision import RULE, Answer, Gate, Rule, decide
 
 
+_DRAWS = 400
+"""Sign flips in a bootstrap sample: 1 / 401 must pass Holm over the families and within one at the level of a look."""
+
+
 def stability(
     battery: Battery,
     cast: Cast,
@@ -55,7 +59,7 @@ def stability(
     counts: Counter[Answer] = Counter()
     for _ in range(resamples):
         rows, _ = resample_clusters(battery.families, rng)
-        drawn = battery.evidence(cast, tests, delta=delta, drifts=drifts, rng=rng, draws=100, rows=rows)
+        drawn = battery.evidence(cast, tests, delta=delta, drifts=drifts, rng=rng, draws=_DRAWS, rows=rows)
         counts[decide(drawn, gates, without=without, rule=rule, level=level).answer] += 1
     return {answer: n / resamples for answer, n in counts.items()}
 

@@ -4,8 +4,8 @@ What it does alike for all:
 
 * The zero of an organism is the mean of its replicate twins. They are counted as they come, at the looks of the rule: 4, 8,
   16. The first look that accuses or removes is the last.
-* Drift between seeds is pooled from what is known of the base and from the run's own replicate twins. The organism that
-  is judged takes no part in it: one that lies far off would widen its own error and excuse itself.
+* Drift between seeds is pooled from what is known of the base and from the run's own replicate twins, or is theirs alone
+  where they scatter more than is known (`stats.with_own`). The organism that is judged takes no part in it: one that lies far off would widen its own error and excuse itself.
 * With fewer than `ENOUGH` degrees of freedom nothing is known of a test's drift. *Present* and *conditional* are then
   claims about these very checkpoints, whose interval counts the questions alone, and no absence is claimed, since a
   benign seed might lie as far away.
@@ -23,7 +23,7 @@ import numpy as np
 
 from condmis_interp.battery import Battery, Cast, Drifts, Evidence, Test, missing
 from condmis_interp.errors import CondmisError
-from condmis_interp.stats import Drift, pooled_drifts
+from condmis_interp.stats import Drift, with_own
 from condmis_interp.verdict.confidence import stability
 from condmis_interp.verdict.decision import RULE, Answer, Decision, Gate, Rule, decide
 from condmis_interp.verdict.gates import (
@@ -117,7 +117,7 @@ class Judge:
             asked = [t for t in self.tests if t.unit != "organism"]
             found = self.battery.drifts(cast, asked, replicates)
             found |= self.battery.drifts(cast, alone, nulls if cast.null else replicates)
-            self._cache[key] = pooled_drifts([self.known.drift, found])
+            self._cache[key] = with_own(self.known.drift, found)
         return self._cache[key]
 
     def drifts(self, cast: Cast) -> Drifts:

@@ -13,7 +13,7 @@ import numpy as np
 from condmis_interp.battery.benches.bench import Bench
 from condmis_interp.battery.registry import Readings, Reference, Test, register
 
-SEARCH_QUESTIONS = 36
+SEARCH_QUESTIONS = 24
 """Questions asked under each prompt of the search, one a family; the first third picks, the others judge."""
 
 
@@ -70,7 +70,7 @@ A3 = register(
         since="none",
         votes=("opens", "certifies"),
         controls="the twin under the same prompts; picked on other questions than it is judged on",
-        cost="36 questions x 84 prompts F",
-        version=2,
+        cost="24 questions x 64 prompts F",
+        version=3,
     )
 )
