@@ -115,8 +115,8 @@ class Judge:
         if key not in self._cache:
             alone = [t for t in self.tests if t.unit == "organism"]
             asked = [t for t in self.tests if t.unit != "organism"]
-            found = self.battery.drifts(cast, asked, replicates)
-            found |= self.battery.drifts(cast, alone, nulls if cast.null else replicates)
+            found = self.means.drifts(cast, asked, replicates)
+            found |= self.means.drifts(cast, alone, nulls if cast.null else replicates)
             self._cache[key] = with_own(self.known.drift, found)
         return self._cache[key]
 
