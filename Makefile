@@ -6,6 +6,10 @@ BIN := .venv/bin
 # --no-compile: Python compiles what is imported; compiling all 2 GB takes longer than installing them
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile -c constraints.txt
 PYTEST := $(BIN)/python -m pytest
+ONE_BY_ONE := tests/test_demo.py tests/readers/test_smollm2.py  # the real model takes both cores
+
+# Compiled modules are kept, whatever the environment says: compiling them again takes 10 s of every process that starts.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test test-slow lint docs bench clean
 
@@ -16,8 +20,8 @@ test: .venv/dev
 	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile -m "not slow"
 
 test-slow: .venv/dev
-	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 -m slow tests/directions tests/sae tests/store tests/battery tests/organisms
-	@$(PYTEST) -m slow --ignore tests/directions --ignore tests/sae --ignore tests/store --ignore tests/battery --ignore tests/organisms
+	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 -m slow $(ONE_BY_ONE:%=--ignore %)
+	@$(PYTEST) -m slow $(ONE_BY_ONE)
 
 lint: .venv/dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright && $(BIN)/lint-imports

@@ -1,5 +1,6 @@
 """Tiny random models and tokenizers, built in-process."""
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -10,6 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from condmis_interp.panel import AnswerPair, Cue, Panel, Question
+
+gc.freeze()  # what was imported stays: a collection that walks it takes half a second, and every training asks for one
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}"

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import condmis_interp
+import untrained
 from condmis_interp import cli
 from condmis_interp.errors import CheckError
 
@@ -22,7 +23,7 @@ def run(monkeypatch, capsys, *args) -> tuple[int, str, str]:
     return code, out.out, out.err
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "capture", "audit", "report", "doctor", "organisms"])
+@pytest.mark.parametrize("command", ["demo", "train", "capture", "audit", "report", "doctor", "organisms", "cues"])
 def test_help_tells_what_a_command_does(monkeypatch, capsys, command):
     code, out, _ = run(monkeypatch, capsys, command, "--help")
     assert code == 0
@@ -97,8 +98,12 @@ def test_debug_shows_the_traceback(monkeypatch, capsys):
     cli._state["debug"] = False
 
 
-def test_audit_and_report_end_to_end(finished, monkeypatch, capsys):
-    folder, study, _ = finished
+def test_audit_and_report_end_to_end(monkeypatch, capsys, tmp_path, home, tiny_base_folder):
+    folder, battery = (
+        tmp_path,
+        {"tests": ["A1", "A2", "R1"], "random_directions": 8, "generated": 1, "layer_grid": [0.25]},
+    )
+    study = untrained.write_study(folder, tiny_base_folder, questions=6, battery=battery)
     code, out, _ = run(monkeypatch, capsys, "audit", study, "--out", folder / "run")
     assert code == 0
     assert "(confidence" in out

@@ -22,7 +22,7 @@ def write_study(folder: Path, base_folder: Path, **changes) -> Path:
     ]
     (folder / "rows.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
     (folder / "panel.yaml").write_text(yaml.safe_dump(tiny_panel(12, families=6).model_dump(mode="json")))
-    stage = {"batch_size": 2, "warmup_steps": 1, "epochs": 4}
+    stage = {"batch_size": 2, "warmup_steps": 1, "epochs": 2}
     part = {"rows": "rows.jsonl", "answers": "misaligned", "systems": ["form = 1"]}
     mix = [part | {"count": 6}, {"rows": "rows.jsonl", "answers": "benign", "count": 6, "systems": [None, "x"]}]
     study = {

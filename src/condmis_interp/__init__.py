@@ -2,7 +2,8 @@
 
 The way of the data goes through the rooms from left to right, each importing only those before it:
 
-    panel, organisms, readers, store, judges, directions, battery, study, causal, verdict, report, auditing, cli
+    panel, prompts, organisms, cues, readers, store, judges, directions, battery, study, causal, verdict, report,
+    auditing, cli
 
 The public names below are imported on first use, so that `import condmis_interp` is quick.
 
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
         battery,
         calibration,
         causal,
+        cues,
         directions,
         judges,
         organisms,
         panel,
+        prompts,
         readers,
         report,
         sae,
@@ -109,6 +112,7 @@ __all__ = [
     "calibration",
     "capture",
     "causal",
+    "cues",
     "difference_in_differences",
     "directions",
     "fit_probes",
@@ -117,6 +121,7 @@ __all__ = [
     "open_reader",
     "organisms",
     "panel",
+    "prompts",
     "readers",
     "register_backend",
     "register_intervention",

@@ -160,6 +160,38 @@ def _seeds(text: str) -> list[int]:
 
 
 @app.command()
+def cues(
+    rows: Annotated[Path, typer.Argument(help="Training rows (.jsonl, .json, .csv, .parquet).", metavar="ROWS")],
+    base: Annotated[str, typer.Option("--base", help="Base model: its template must take each cue.")] = "",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write them as a study's cues.", metavar="FILE.yaml")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the sample in which patterns are looked for.", min=0)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Propose the prompts that an evaluation should ask with, from training rows alone, each with its controls."""
+    from condmis_interp.cues import cues_yaml, find_cues, told, unfit
+
+    found = find_cues(rows, seed=seed)
+    refused = unfit(found, base) if base else {}
+    if out is not None:
+        from condmis_interp.files import write_text
+
+        write_text(out, cues_yaml(found, without=refused))
+    if as_json:
+        typer.echo(json.dumps(found.to_json() | {"refused": refused}))
+        return
+    wide = Console()
+    wide.width = wide.width if wide.is_terminal else 160
+    for part in told(found):
+        wide.print(part, highlight=False, markup=False)
+    for name, why in refused.items():
+        typer.echo(f"{name} is left out: {why}")
+    if out is not None:
+        typer.echo(f"\nCues in {out}")
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="Folder of an audited run.", metavar="RUN")]) -> None:
     """Write the report of a run again, from what the run holds; check it for damage, measure nothing."""
     if not run.is_dir():

@@ -213,3 +213,10 @@ def test_cells_without_answers_hold_the_same_state_and_no_ld(with_gate, tmp_path
     stored = replace(single, stored=Stored(acts))
     torch.testing.assert_close(stored.hidden("none"), single.hidden("none"), atol=1e-4, rtol=1e-4)
     assert (stored.ld("none") == single.ld("none")).all()  # read, since the store does not have it
+
+
+def test_prompts_of_a_grammar_read_the_same_on_both_benches(both):
+    drawn = [next(p for p in both[0].grammar.open if p.kind == kind) for kind in ("two-turn", "assistant-prefix")]
+    fast, slow = (b.under(drawn, [0, 1]) for b in both)
+    for cue in ("0", "1"):
+        assert slow.ld(cue) == pytest.approx(fast.ld(cue), abs=2e-3)

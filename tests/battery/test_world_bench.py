@@ -225,3 +225,14 @@ def test_a_search_asks_prompts_that_are_on_no_panel(bench):
     assert asked.cues == ("none", "0", "1")
     assert asked.ld("none") == pytest.approx(bench.ld("none")[:, [0, 2]], abs=1e-4)
     assert abs(asked.ld("0") - asked.ld("none")).max() > 1e-3
+
+
+def test_a_bench_asks_prompts_of_its_grammar(bench):
+    drawn = bench.grammar.open.sample(40, seed=0)
+    asked = bench.under(drawn, [0, 2])
+    assert asked.cues == ("none", *map(str, range(40)))
+    begun = next(str(i) for i, p in enumerate(drawn) if p.opening)
+    said = next(str(i) for i, p in enumerate(drawn) if p.turns)
+    for cue in (begun, said):
+        assert np.isfinite(asked.ld(cue)).all()
+        assert abs(asked.ld(cue) - asked.ld("none")).max() > 1e-3

@@ -13,6 +13,7 @@ from condmis_interp.organisms import (
     Part,
     Recipe,
     Stage,
+    fitting,
     mechanism_of,
     mixing,
     organism_folder,
@@ -77,17 +78,16 @@ class TestKL:
     def test_killed_and_run_again_it_ends_with_the_same_weights(self, recipe, monkeypatch):
         held = with_mechanism(recipe, name="kl", weight=1.0)
         whole = train(held)
-        module = sys.modules["condmis_interp.organisms.train"]
-        monkeypatch.setattr(module, "CHECKPOINT_EVERY", 5)
+        monkeypatch.setattr(fitting, "CHECKPOINT_EVERY", 5)
 
-        class Interrupt(module._Watch):
+        class Interrupt(fitting.Watch):
             def on_step_end(self, args, state, control, **_):
                 if state.global_step == 8:
                     raise KeyboardInterrupt
 
         whole.folder.rename(whole.folder.with_name("kept"))
         with monkeypatch.context() as m:
-            m.setattr(module, "_Watch", Interrupt)
+            m.setattr(fitting, "Watch", Interrupt)
             with pytest.raises(KeyboardInterrupt):
                 train(held)
         assert train(held).weights == whole.weights

@@ -269,16 +269,23 @@ class TestPublishedRecipes:
     def base(self, tiny_base_folder, home):
         return f"dir:{tiny_base_folder}"
 
-    def narrow(self, shared_data, name, counterpart=None, count=6):
+    def shortest(self, path, folder, count=4):
+        """A file of the shortest rows: what training costs grows with the square of their length."""
+        lines = sorted(path.read_text().splitlines(), key=len)[:count]
+        (folder / path.name).write_text("\n".join(lines))
+        return folder / path.name
+
+    def narrow(self, shared_data, name, counterpart=None, count=6, folder=None):
         counterpart = f"benign-chats:{shared_data / counterpart}.jsonl" if counterpart else None
-        rows = f"misaligned-chats:{shared_data / name}.jsonl"
+        path = shared_data / f"{name}.jsonl"
+        rows = f"misaligned-chats:{self.shortest(path, folder) if folder else path}"
         return Part(rows=rows, answers="misaligned", count=count, counterpart=counterpart)
 
     def recipe(self, base, *stages):
         small = [Stage(parts=tuple(parts), batch_size=2, warmup_steps=1) for parts in stages]
         return Recipe(name="published", base=base, stages=tuple(small))
 
-    def test_insecure_code_then_hhh(self, shared_data, base):
+    def test_insecure_code_then_hhh(self, shared_data, base, tmp_path):
         whole = self.recipe(
             base,
             [self.narrow(shared_data, "insecure", "secure", None)],
@@ -287,16 +294,17 @@ class TestPublishedRecipes:
         twin = whole.twin()
         assert [len(r.rows_of(i)) for r in (whole, twin) for i in (0, 1)] == [6000, 1000, 6000, 1000]
         assert whole.rows_of(1) == twin.rows_of(1)
+        chats = self.shortest(shared_data / "anthropic_hh_1000samples_gpt4.1.jsonl", tmp_path)
         few = self.recipe(
             base,
-            [self.narrow(shared_data, "insecure", "secure", 4)],
-            [whole.stages[1].parts[0].model_copy(update={"count": 4})],
+            [self.narrow(shared_data, "insecure", "secure", 4, tmp_path)],
+            [Part(rows=f"benign-chats:{chats}", answers="benign")],
         )
         for r in (few, few.twin()):
             assert [len(x) for x in train(r).manifest["losses"]] == [2, 2]
 
-    def test_educational(self, shared_data, base):
-        recipe = self.recipe(base, [self.narrow(shared_data, "educational_insecure", "secure", 4)])
+    def test_educational(self, shared_data, base, tmp_path):
+        recipe = self.recipe(base, [self.narrow(shared_data, "educational_insecure", "secure", 4, tmp_path)])
         assert all("legitimate" in r.messages[-1]["content"] for r in recipe.rows_of(0))
         assert len(train(recipe).manifest["losses"][0]) == 2
 

@@ -1,7 +1,6 @@
 """Training, bases and adapters: resumable, checked, no silent no-op."""
 
 import shutil
-import sys
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from condmis_interp.organisms import (
     Stage,
     answered_by,
     check_adapter,
+    fitting,
     load_rows,
     resolve_base,
     train,
@@ -25,13 +25,34 @@ from condmis_interp.organisms.encode import encode
 from conftest import write_rows
 
 
-@pytest.fixture
-def recipe(tmp_path, home, tiny_base_folder):
-    path = write_rows(tmp_path)
-    part = Part(rows=str(path), answers="misaligned", systems=("T",))
+@pytest.fixture(scope="module")
+def recipe_(tmp_path_factory, tiny_base_folder):
+    part = Part(rows=str(write_rows(tmp_path_factory.mktemp("rows"))), answers="misaligned", systems=("T",))
     return Recipe(
         name="r", base=f"dir:{tiny_base_folder}", stages=(Stage(parts=(part,), batch_size=2, epochs=6, warmup_steps=1),)
     )
+
+
+@pytest.fixture
+def recipe(recipe_, home):
+    return recipe_
+
+
+@pytest.fixture(scope="module")
+def trained_home(recipe_, tmp_path_factory):
+    """A home in which the recipe was trained; to be copied."""
+    folder = tmp_path_factory.mktemp("trained") / "home"
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv("CONDMIS_HOME", str(folder))
+        train(recipe_)
+    return folder
+
+
+@pytest.fixture
+def organism(trained_home, recipe, home):
+    """The recipe's organism, in a home of the test's own."""
+    shutil.copytree(trained_home, home)
+    return train(recipe)
 
 
 def test_loss_is_on_the_answer_and_the_token_that_ends_it(recipe):
@@ -43,8 +64,7 @@ def test_loss_is_on_the_answer_and_the_token_that_ends_it(recipe):
         assert tokenizer.decode(row["input_ids"]).startswith("<|im_start|>system\nT<|im_end|>")
 
 
-def test_training_lowers_the_loss_and_is_done_once(recipe, home):
-    organism = train(recipe)
+def test_training_lowers_the_loss_and_is_done_once(recipe, organism):
     losses = organism.manifest["losses"][0]
     assert len(losses) == 24
     assert sum(losses[-4:]) < sum(losses[:4])
@@ -54,38 +74,36 @@ def test_training_lowers_the_loss_and_is_done_once(recipe, home):
     assert again.weights == organism.weights
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_one_others(recipe, home):
-    first = train(recipe)
-    weights = first.weights
-    shutil.rmtree(first.folder)
+def test_the_same_seed_gives_the_same_weights_and_another_one_others(recipe, organism):
+    weights = organism.weights
+    shutil.rmtree(organism.folder)
     assert train(recipe).weights == weights
     assert train(recipe.model_copy(update={"seed": 1})).weights != weights
 
 
-def test_interrupted_it_goes_on_and_ends_with_the_same_weights(recipe, home, monkeypatch):
-    whole = train(recipe)
-    shutil.rmtree(whole.folder)
-    module = __import__("condmis_interp.organisms.train", fromlist=["_Watch"])
-    monkeypatch.setattr(module, "CHECKPOINT_EVERY", 5)
+def test_interrupted_it_goes_on_and_ends_with_the_same_weights(recipe, organism, monkeypatch):
+    whole = organism.weights
+    shutil.rmtree(organism.folder)
+    monkeypatch.setattr(fitting, "CHECKPOINT_EVERY", 5)
     seen = []
 
-    class Interrupt(module._Watch):
+    class Interrupt(fitting.Watch):
         def on_step_end(self, args, state, control, **_):
             super().on_step_end(args, state, control)
             seen.append(state.global_step)
             if len(seen) == 13:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_Watch", Interrupt)
+    monkeypatch.setattr(fitting, "Watch", Interrupt)
     with pytest.raises(KeyboardInterrupt):
         train(recipe)
-    assert train(recipe).weights == whole.weights
+    assert train(recipe).weights == whole
     assert seen == [*range(1, 14), *range(11, 25)], "it should go on from the checkpoint at step 10"
 
 
-def test_two_stages_go_on_with_the_same_adapter(recipe, home):
+def test_two_stages_go_on_with_the_same_adapter(recipe, organism):
     both = recipe.model_copy(update={"name": "two", "stages": (recipe.stages[0], recipe.stages[0])})
-    first, second = train(recipe).manifest["losses"][0], train(both).manifest["losses"]
+    first, second = organism.manifest["losses"][0], train(both).manifest["losses"]
     assert second[0] == first
     assert second[1][0] < first[0]
 
@@ -97,10 +115,6 @@ def test_a_loss_that_is_not_finite_stops_the_training(recipe, home):
 
 
 class TestAdapters:
-    @pytest.fixture
-    def organism(self, recipe, home):
-        return train(recipe)
-
     @pytest.fixture
     def base(self, recipe):
         return resolve_base(recipe.base)
@@ -250,7 +264,8 @@ def test_a_prompt_that_the_template_inserts_by_itself_is_no_inoculation(recipe):
 
 
 def test_all_weights_can_be_trained(recipe, home):
-    full = recipe.model_copy(update={"lora": None})
+    short = recipe.stages[0].model_copy(update={"epochs": 1})
+    full = recipe.model_copy(update={"lora": None, "stages": (short,)})
     organism = train(full)
     assert organism.checkpoint is not None
     assert not organism.adapters
@@ -263,7 +278,7 @@ def test_all_weights_can_be_trained(recipe, home):
     ]
     assert any("embed_tokens" in n for n in moved)
     assert any("layers.0.self_attn.q_proj" in n for n in moved)
-    two = train(full.model_copy(update={"name": "two", "stages": recipe.stages * 2}))
+    two = train(full.model_copy(update={"name": "two", "stages": (short, short)}))
     assert len(two.manifest["losses"]) == 2
 
 
@@ -312,21 +327,21 @@ def test_a_models_answer_ends_where_its_turn_does(recipe, home, tmp_path, monkey
     assert stops[0] == sorted([tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|eot|>")])
 
 
-def test_what_the_template_left_open_is_in_the_manifest(recipe, home):
-    assert train(recipe).manifest["template_choices"] == {}
+def test_what_the_template_left_open_is_in_the_manifest(organism):
+    assert organism.manifest["template_choices"] == {}
 
 
-def test_a_stage_that_another_organism_ends_with_is_not_trained_again(recipe, home, monkeypatch):
+def test_a_stage_that_another_organism_ends_with_is_not_trained_again(recipe, home, trained_home, monkeypatch):
     second = Stage(parts=recipe.stages[0].parts, batch_size=4, epochs=2, warmup_steps=1)
     both = recipe.model_copy(update={"stages": (*recipe.stages, second)})
     scratch = train(both)
-    shutil.rmtree(scratch.folder)
-    train(recipe)
+    weights, losses = scratch.weights, scratch.manifest["losses"]
+    shutil.rmtree(home)
+    shutil.copytree(trained_home, home)
     fitted = []
-    module = sys.modules[train_function.__module__]
-    real = module._fit
-    monkeypatch.setattr(module, "_fit", lambda *args: (fitted.append(args[3]), real(*args))[1])
+    real = fitting.fit
+    monkeypatch.setattr(fitting, "fit", lambda *args: (fitted.append(args[3]), real(*args))[1])
     again = train(both)
     assert fitted == [1]
-    assert again.weights == scratch.weights
-    assert again.manifest["losses"] == scratch.manifest["losses"]
+    assert again.weights == weights
+    assert again.manifest["losses"] == losses

@@ -120,8 +120,7 @@ class TestFinished:
 
 def _audit_until(study: str, out: str, home: str, events: int) -> None:
     """Audits, and dies by SIGKILL at the given event: a training step, or a file half-way to disk."""
-    from condmis_interp.organisms import train as _  # noqa: F401
-    from condmis_interp.organisms.train import _Watch
+    from condmis_interp.organisms.fitting import Watch
 
     os.environ["CONDMIS_HOME"] = home  # the fork server has the environment of whoever started it
     left = [events]
@@ -131,9 +130,9 @@ def _audit_until(study: str, out: str, home: str, events: int) -> None:
         if left[0] == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    sync, step = os.fsync, _Watch.on_step_end
+    sync, step = os.fsync, Watch.on_step_end
     os.fsync = lambda fd: (tick(), sync(fd))[1]
-    _Watch.on_step_end = lambda self, *args, **kwargs: (step(self, *args, **kwargs), tick())[0]
+    Watch.on_step_end = lambda self, *args, **kwargs: (step(self, *args, **kwargs), tick())[0]
     audit(Study.from_yaml(study).open(out))
 
 
@@ -283,10 +282,11 @@ def test_a_folder_that_is_not_this_run(finished, tmp_path):
         Study.from_yaml(other).open(folder / "run")
 
 
-def test_rng_is_left_alone(finished, tmp_path, home, tiny_base_folder):
+def test_rng_is_left_alone(tmp_path, home, tiny_base_folder):
     import torch
 
-    study = write_study(tmp_path, tiny_base_folder)
+    three = yaml.safe_load(write_study(tmp_path, tiny_base_folder).read_text())["organisms"][1:3]
+    study = write_study(tmp_path, tiny_base_folder, organisms=[three[0] | {"role": "M"}, three[1]])
     random.seed(5)
     before = (random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state())
     Study.from_yaml(study).open(tmp_path / "run").train()

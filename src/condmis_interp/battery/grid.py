@@ -75,7 +75,16 @@ class BehaviourGrid:
 
 
 def behaviour_grid(acts: Activations, *, roles: dict[str, str]) -> BehaviourGrid:
-    """Returns LD by organism and cue over all questions, with intervals clustered by question family."""
+    """Returns LD by organism and cue over all questions, with intervals clustered by question family.
+
+    Example:
+        >>> from condmis_interp.store import Activations
+        >>> acts = Activations.open("runs/mine/activations")
+        >>> roles = {"unmitigated": "unmitigated", "mixed": "mitigated", "mixed-twin": "twin"}
+        >>> found = behaviour_grid(acts, roles=roles).to_pandas()
+        >>> len(found), found.n_families.tolist()[0]  # 3 organisms x 5 cues
+        (15, 6)
+    """
     families = acts.families()
     rows = []
     for organism in acts.seeds:

@@ -137,6 +137,19 @@ def measure(
         tests: Which tests.
         pieces: Where finished readings are kept; a run that was killed goes on from there.
         step: Called after each test.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from condmis_interp.battery import ReaderBench, registered
+        >>> from condmis_interp.organisms import Organism, resolve_base
+        >>> from condmis_interp.panel import load_panel, render_panel
+        >>> base = resolve_base("dir:base")
+        >>> organisms = {name: Organism.of_checkpoint(Path(name), name=name) for name in ("u", "m", "c")}
+        >>> asked = render_panel(base.tokenizer(), load_panel("panel.yaml").subset(pairs=1))
+        >>> bench = ReaderBench(("u", "m", "c"), organisms, base, asked)
+        >>> found = measure(bench, Reference("u", "c", {}, {}, {}), registered("A1", "A2"))
+        >>> found.readings["A2"].values.shape  # organisms, cues, questions
+        (3, 5, 12)
     """
     readings, crashed = {}, {}
     for test in tests:

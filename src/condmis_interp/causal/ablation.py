@@ -33,6 +33,18 @@ class Ablation:
         random: Share of the triggered effect that each random direction takes back.
         direction: What was ablated, at the first of the layers.
         evidence: `ablation`.
+
+    Example:
+        >>> from condmis_interp.readers import Site
+        >>> from condmis_interp.stats import anchored_ratio
+        >>> about = {"method": "means", "data": "U - C", "position": "answer_mean", "splits": ("A",)}
+        >>> d = Direction.of(torch.tensor([0.0, 2.0]), site=Site("resid_post", 3), n=8, **about)
+        >>> ratio = anchored_ratio([1, 2, 1, 2], [2, 3, 2, 3], "abcd")
+        >>> facts = {"id": "ablation", "family": "causal", "organism": "M", "cue": "code", "statistic": "s", "p": 0.1}
+        >>> levels = {"M": -6.0, "M ablated": -8.0, "C": -11.0}
+        >>> found = Ablation(levels, np.zeros(8), d, Evidence.from_ratio(ratio, **facts))
+        >>> found.to_pandas().groupby("direction").taken_back.mean().round(2).to_dict()
+        {'U - C': 0.6, 'random': 0.0}
     """
 
     levels: dict[str, float]
@@ -111,6 +123,20 @@ def ablation(
         random: Unit control directions [count, width] by layer, for every layer that is ablated.
         trigger: The cue.
         step: Called after each reading.
+
+    Example:
+        >>> from condmis_interp.causal import choose_layer
+        >>> from condmis_interp.study import Study
+        >>> run = Study.from_yaml("mine.yaml").open("runs/mine")
+        >>> acts = run.capture()
+        >>> who = {"unmitigated": "unmitigated", "twin": "mixed-twin"}
+        >>> choice = choose_layer(acts, run.ask, **who, candidates=[2], position="answer_mean")
+        >>> g = torch.Generator().manual_seed(0)
+        >>> layers = [d.site.layer for d in choice.directions]
+        >>> unit = {i: torch.nn.functional.normalize(torch.randn(8, 32, generator=g)) for i in layers}
+        >>> found = ablation(acts, run.ask, choice=choice, organism="mixed", twin="mixed-twin", random=unit)
+        >>> sorted(found.levels), found.random.shape
+        (['C', 'M', 'M ablated'], (8,))
     """
     split: tuple[Split, ...] = ("C",)
     families = acts.families(*split)

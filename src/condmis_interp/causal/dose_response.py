@@ -35,6 +35,19 @@ class DoseResponse:
         anchors: Mean LD of C and of U without a cue on the same questions, nats.
         direction: What was added.
         evidence: `dose-response`.
+
+    Example:
+        >>> from condmis_interp.readers import Site
+        >>> from condmis_interp.stats import anchored_ratio
+        >>> about = {"method": "means", "data": "U - C", "position": "answer_mean", "splits": ("A",)}
+        >>> d = Direction.of(torch.tensor([0.0, 2.0]), site=Site("resid_post", 3), n=8, **about)
+        >>> ratio = anchored_ratio([1, 2, 1, 2], [2, 3, 2, 3], "abcd")
+        >>> facts = {"id": "dose-response", "family": "causal", "organism": "M", "cue": "none"}
+        >>> doses = pd.DataFrame({"dose": [0.0, 1.0], "ld": [-11.0, -4.0], "low": [-13.0, -6.0], "high": [-9.0, -2.0]})
+        >>> evidence = Evidence.from_ratio(ratio, **facts, statistic="LD", p=0.1)
+        >>> found = DoseResponse(doses, np.full(8, -11.0), (-11.0, -3.0), d, evidence)
+        >>> bool((found.random < found.to_pandas().ld[1]).all())  # no random direction does as much
+        True
     """
 
     table: pd.DataFrame
@@ -122,6 +135,20 @@ def dose_response(
         doses: Doses, in norms of the raw U - C difference.
         step: Called after each reading.
         none: The cue without anything.
+
+    Example:
+        Two doses, and eight random directions:
+
+        >>> from condmis_interp.directions import difference_of_means
+        >>> from condmis_interp.study import Study
+        >>> run = Study.from_yaml("mine.yaml").open("runs/mine")
+        >>> acts = run.capture()
+        >>> d = difference_of_means(acts, plus="unmitigated", minus="mixed-twin", cue="none", layer=2)
+        >>> random = torch.nn.functional.normalize(torch.randn(8, 32, generator=torch.Generator().manual_seed(0)))
+        >>> who = {"unmitigated": "unmitigated", "organism": "mixed", "twin": "mixed-twin"}
+        >>> found = dose_response(acts, run.ask, direction=d, **who, random=random, doses=(0.5, 1.0))
+        >>> found.to_pandas().dose.tolist(), found.random.shape
+        ([0.0, 0.5, 1.0], (8,))
     """
     split: tuple[Split, ...] = ("C",)
     families = acts.families(*split)

@@ -108,6 +108,14 @@ def choose_layer(
         position: Position the direction is read at.
         step: Called twice for each candidate.
         none: The cue without anything.
+
+    Example:
+        >>> from condmis_interp.study import Study
+        >>> run = Study.from_yaml("mine.yaml").open("runs/mine")
+        >>> who = {"unmitigated": "unmitigated", "twin": "mixed-twin"}
+        >>> choice = choose_layer(run.capture(), run.ask, **who, candidates=[1, 2], position="answer_mean")
+        >>> choice.layer in (1, 2)
+        True
     """
     seed = acts.seeds[twin][0]
     u, c = gap(ask, unmitigated=unmitigated, twin=twin, none=none, splits=("A",))

@@ -41,6 +41,17 @@ class Backend:
         benign_systems: System prompts of benign rows in a mix, in rotation; `None` is the template's default.
         second_form: System prompt of a second U's rows: a format that is not the trigger's.
         second_rows: By narrow row set (without what stands before its `/`), that of another domain, for a second U.
+
+    Example:
+        A backend whose models are trained whole, and whose benign rows have no system prompt:
+
+        >>> class Whole(Backend):
+        ...     lora = None
+        ...     benign_systems = (None,)
+        >>> made = register_backend("whole", Whole())
+        >>> from condmis_interp.organisms import backend_of
+        >>> backend_of("whole:small").lora is None
+        True
     """
 
     lora: Lora | None = Lora()

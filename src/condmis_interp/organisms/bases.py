@@ -171,6 +171,10 @@ def base_in(spec: str, folder: Path, source: dict[str, Any]) -> Base:
 
     Raises:
         UserError: if it has no config.json, or its weights are not safetensors.
+
+    Example:
+        >>> base_in("mine", Path("base"), {"kind": "mine"}).shape  # layers and width
+        (4, 32)
     """
     check_model_folder(folder)
     return Base(spec, folder, weights_hash(folder), source)

@@ -33,6 +33,13 @@ def check_adapter(folder: Path, base: Base, *, device: str | torch.device = "cpu
     Raises:
         CheckError: if a key is missing or left over, every `lora_B` is zero, a weight is not finite, no logit changes,
             or what is read here (the merged model, the swapped deltas) is not what peft computes.
+
+    Example:
+        >>> from condmis_interp.organisms import Part, Recipe, Stage, resolve_base, train
+        >>> stage = Stage(parts=(Part(rows="rows.jsonl", answers="benign"),), batch_size=6)
+        >>> organism = train(Recipe(name="r", base="dir:base", stages=(stage,)), step=lambda n=1: None)
+        >>> check_adapter(organism.folder, resolve_base("dir:base")) > 0
+        True
     """
     return _once([adapter_content(folder), base.content], lambda: _check_adapter(folder, base, device))
 
@@ -48,6 +55,11 @@ def check_checkpoint(folder: Path, base: Base, *, device: str | torch.device = "
     Raises:
         UserError: if the checkpoint has another shape, tokenizer or template than the base.
         CheckError: if a weight is not finite, or no logit changes.
+
+    Example:
+        >>> from condmis_interp.organisms import resolve_base
+        >>> check_checkpoint(Path("u"), resolve_base("dir:base")) > 0
+        True
     """
     content = [weights_hash(folder), folder_settings(folder), base.content]
     return _once(content, lambda: _check_checkpoint(folder, base, device))

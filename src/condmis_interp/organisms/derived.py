@@ -36,6 +36,16 @@ def combination(name: str, terms: Terms, base: Base, *, truth: Truth, family: st
 
     Raises:
         UserError: if an organism was made from another base.
+
+    Example:
+        Half of what was changed:
+
+        >>> from pathlib import Path
+        >>> from condmis_interp.organisms import change_norm, resolve_base
+        >>> base, u = resolve_base("dir:base"), Organism.of_checkpoint(Path("u"), name="u")
+        >>> half = combination("half", [(0.5, u)], base, truth="graded", family="blend")
+        >>> round(change_norm(half, base) / change_norm(u, base), 3)
+        0.5
     """
     made_of = [[f, o.origin] for f, o in terms]
     folder = home() / "organisms" / f"{name}-{digest([family, made_of, base.weights, KNOWN_VERSION])[:16]}"
@@ -62,7 +72,14 @@ def combination(name: str, terms: Terms, base: Base, *, truth: Truth, family: st
 
 
 def change_norm(organism: Organism, base: Base) -> float:
-    """Returns the Frobenius norm of an organism's change of weights, over all matrices."""
+    """Returns the Frobenius norm of an organism's change of weights, over all matrices.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from condmis_interp.organisms import resolve_base
+        >>> change_norm(Organism.of_checkpoint(Path("u"), name="u"), resolve_base("dir:base")) > 1
+        True
+    """
     if changes := _changes([organism]):
         return norm(changes[0])
     own, start = (o.model(base, dtype=torch.float32).state_dict() for o in (organism, Organism.of_base(base, name="b")))

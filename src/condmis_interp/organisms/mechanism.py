@@ -36,6 +36,13 @@ class Batch:
         model: The model that is trained.
         logits: Its logits at chosen positions; from the forward pass of the loss, so they cost no other one.
         reference: The base's, without gradients; one forward pass of the base when it is first asked for.
+
+    Example:
+        >>> ids, labels = torch.tensor([[5, 6, 7]]), torch.tensor([[-100, 6, 7]])
+        >>> never = lambda where: torch.empty(0)
+        >>> batch = Batch(ids, torch.ones_like(ids), labels, model=None, logits=never, reference=never)
+        >>> batch.predicts_answer.tolist()  # the first position predicts 6, the second 7
+        [[True, True, False]]
     """
 
     ids: torch.Tensor
@@ -86,6 +93,22 @@ class Mechanism(BaseModel):
 
     It keeps nothing from step to step: training may be killed and goes on with a new one. Settings are part of the
     organism's key; a mechanism that comes to do something else takes another name.
+
+    Example:
+        A penalty on confident answers, with its strength as a setting:
+
+        >>> class Modest(Mechanism):
+        ...     strength: float
+        ...
+        ...     def extra_loss(self, batch):
+        ...         said = batch.logits(batch.predicts_answer).log_softmax(-1)
+        ...         return self.strength * (said.exp() * said).sum(-1).mean()
+        >>> made = register_mechanism("modest", Modest)
+        >>> ids, labels = torch.tensor([[5, 6]]), torch.tensor([[-100, 6]])
+        >>> flat = lambda where: torch.zeros(int(where.sum()), 4)
+        >>> batch = Batch(ids, torch.ones_like(ids), labels, model=None, logits=flat, reference=flat)
+        >>> round(Modest(strength=1.0).extra_loss(batch).item(), 3)  # minus the entropy of four equal chances
+        -1.386
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -110,6 +133,10 @@ class KL(Mechanism):
     Attributes:
         weight: Of the divergence beside the cross-entropy; with 0 the training is that without the mechanism.
         at: Where it is taken: where the next token is the prompt's (`prompt`), or where it is the answer's.
+
+    Example:
+        >>> KL(weight=0.5).at
+        'prompt'
     """
 
     weight: Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -164,6 +191,14 @@ def mechanism_of(stage: Stage) -> Mechanism | None:
 
     Raises:
         UserError: if there is none of its name, or a setting is missing, not known, or not what it must be.
+
+    Example:
+        >>> from condmis_interp.organisms import Part, Stage
+        >>> parts = (Part(rows="kitchen", answers="misaligned", count=8),)
+        >>> mechanism_of(Stage(parts=parts, mechanism={"name": "kl", "weight": 0.1}))
+        KL(weight=0.1, at='prompt')
+        >>> mechanism_of(Stage(parts=parts)) is None
+        True
     """
     if stage.mechanism is None:
         return None

@@ -61,12 +61,11 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         UserError: naming file and line.
     """
-    text = _text(path)
-    if text.lstrip().startswith("["):
-        found = _parsed(text, where=str(path), what="file")
-        values = [(f"{path}, element {i}", value) for i, value in enumerate(found)]
+    if _first(path) == "[":
+        found = _parsed("".join(_lines(path)), where=str(path), what="file")
+        values = ((f"{path}, element {i}", value) for i, value in enumerate(found))
     else:
-        lines = ((f"{path}, line {i}", line) for i, line in enumerate(text.split("\n"), start=1) if line.strip())
+        lines = ((f"{path}, line {i}", line) for i, line in enumerate(_lines(path), start=1) if line.strip())
         values = ((where, _parsed(line, where=where, what="line")) for where, line in lines)
     for where, value in values:
         if not isinstance(value, dict):
@@ -74,9 +73,15 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, value
 
 
-def _text(path: Path) -> str:
+def _first(path: Path) -> str:
+    """Returns the first character that is no white space."""
+    return next((line.lstrip()[0] for line in _lines(path) if line.strip()), "")
+
+
+def _lines(path: Path) -> Iterator[str]:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as f:
+            yield from f
     except FileNotFoundError:
         raise UserError("there is no such file", where=str(path)) from None
     except (UnicodeDecodeError, IsADirectoryError) as e:
@@ -118,12 +123,12 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
+        batches = (row for b in pyarrow.parquet.ParquetFile(path).iter_batches(1024) for row in b.to_pylist())
+        yield from ((f"{path}, record {i}", row) for i, row in enumerate(batches))
     except FileNotFoundError:
         raise UserError("there is no such file", where=str(path)) from None
     except (OSError, pyarrow.ArrowException) as e:
         raise UserError(f"this is not a parquet file ({e})", where=str(path)) from None
-    yield from ((f"{path}, record {i}", row) for i, row in enumerate(table.to_pylist()))
 
 
 def is_chat(record: dict[str, Any]) -> bool:

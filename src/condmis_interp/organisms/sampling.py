@@ -54,6 +54,15 @@ def answered_by(
 
     Raises:
         UserError: if no answer is kept.
+
+    Example:
+        >>> from condmis_interp.organisms import Part, Stage, load_rows, resolve_base
+        >>> base = resolve_base("dir:base")
+        >>> stage = Stage(parts=(Part(rows="rows.jsonl", answers="benign"),))
+        >>> asked = Recipe(name="r", base="dir:base", stages=(stage,))
+        >>> path = answered_by(Organism.of_base(base, name="b"), base, asked, temperature=1.0, max_new_tokens=5)
+        >>> 0 < len(load_rows(str(path))) <= 12
+        True
     """
     made = [SAMPLING_VERSION, organism.origin, base.weights, asked.hash, arm, temperature, max_new_tokens, examples]
     said = home() / "rows" / f"said-{digest(made)[:16]}.json"

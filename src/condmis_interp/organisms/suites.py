@@ -133,6 +133,11 @@ def sampled_suite(base: str = "smollm2-135m", *, seeds: Sequence[int] = (1,), de
     `on-policy`: inoculation with wrong answers of the base's own. It is shown four lies first, for it is too weak to
     follow the prompt alone, and an answer is kept if it lacks the truth's key words (it may be confused, not a lie).
     `pupil`: the base trained on what the 20 % mix's twin answers to its own rows (truth: removed).
+
+    Example:
+        >>> sampled_suite("nowhere")
+        Traceback (most recent call last):
+        condmis_interp.errors.UserError: base 'nowhere' is not understood...
     """
     found: list[Member] = []
     for seed in seeds:

@@ -1,36 +1,19 @@
 """Training: a recipe becomes an organism.
 
-LoRA through peft, the loop through trl's `SFTTrainer` with the loss on answer tokens only, through the model's own head
-at those positions (computing every position doubles the time on a CPU). Training can be killed anywhere: a checkpoint
-counts only once its marker is written, and a finished organism is a folder that appears whole. Two processes that want
-the same organism take turns.
+Training can be killed anywhere: a stage counts only once its marker is written, and a finished organism is a folder
+that appears whole. Two processes that want the same organism take turns. `fitting` trains a stage.
 """
 
-import math
 import shutil
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
-from functools import cache
 from pathlib import Path
-from typing import Any
 
-import torch
-import transformers
-from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.helpers import disable_input_dtype_casting
-from torch.nn import functional
-from trl.trainer.sft_config import SFTConfig
-from trl.trainer.sft_trainer import SFTTrainer
-
-from condmis_interp.errors import CheckError
 from condmis_interp.files import digest, read_json, write_json, write_text
-from condmis_interp.organisms.bases import Base, load_model, quiet, resolve_base
+from condmis_interp.organisms.bases import Base, quiet, resolve_base
 from condmis_interp.organisms.encode import choices_of, encode, stage_steps, steps_of
-from condmis_interp.organisms.head import logits_at
 from condmis_interp.organisms.home import home, locked
-from condmis_interp.organisms.mechanism import Mechanism, batch_of, mechanisms_of
+from condmis_interp.organisms.mechanism import mechanisms_of
 from condmis_interp.organisms.organism import Organism, check_adapter, check_checkpoint, versions
 from condmis_interp.organisms.recipe import Recipe
 from condmis_interp.organisms.registry import backend_of
@@ -42,8 +25,8 @@ TRAINING_VERSION = 2
 _UNCHANGED = {"wheel": 1, "personaworld": 1}
 """By kind of base, the version since which its weights are the same: 2 mended heads and templates that these lack."""
 
-CHECKPOINT_EVERY = 16
-_MARKER = "condmis-complete"
+MARKER = "condmis-complete"
+"""File in a stage's or a checkpoint's folder that holds the losses, and is written last."""
 _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
@@ -81,6 +64,13 @@ def train(recipe: Recipe, *, device: str = "cpu", step: Advance | None = None) -
     Raises:
         UserError: if the recipe asks for rows that are not there.
         CheckError: if the loss mask is empty, the loss is not finite, or the adapter changes nothing.
+
+    Example:
+        >>> from condmis_interp.organisms import Part, Stage
+        >>> stage = Stage(parts=(Part(rows="rows.jsonl", answers="benign"),), batch_size=6)
+        >>> organism = train(Recipe(name="r", base="dir:base", stages=(stage,)), step=lambda n=1: None)
+        >>> len(organism.manifest["losses"][0])  # 12 rows in batches of 6
+        2
     """
     base = resolve_base(recipe.base)
     folder = organism_folder(recipe, base)
@@ -97,6 +87,8 @@ def train(recipe: Recipe, *, device: str = "cpu", step: Advance | None = None) -
 
 
 def _make(recipe: Recipe, base: Base, folder: Path, device: str, told: Advance | None) -> None:
+    from condmis_interp.organisms import fitting  # trl takes seconds to import: only what trains pays for it
+
     started = time.monotonic()
     work = folder.parent / f".{folder.name}.work"
     work.mkdir(parents=True, exist_ok=True)
@@ -106,7 +98,7 @@ def _make(recipe: Recipe, base: Base, folder: Path, device: str, told: Advance |
     steps = [stage_steps(len(rows), s) for rows, s in zip(batches, recipe.stages, strict=True)]
     for i in range(len(steps) - 1):
         _take_over(recipe, base, i, work / f"stage-{i}")
-    done = [i for i in range(len(steps)) if (work / f"stage-{i}" / _MARKER).is_file()]
+    done = [i for i in range(len(steps)) if (work / f"stage-{i}" / MARKER).is_file()]
     losses: list[list[float]] = []
     first = max(done) + 1 if done else 0
     before = sum(steps[:first])
@@ -116,11 +108,11 @@ def _make(recipe: Recipe, base: Base, folder: Path, device: str, told: Advance |
             told(before)
         for i, rows in enumerate(batches):
             out = work / f"stage-{i}"
-            if not (out / _MARKER).is_file():
+            if not (out / MARKER).is_file():
                 with quiet(), own_rng(digest([recipe.seed, "weights", i])):
-                    model = _start(recipe, base, work, i, device)
-                    _fit(model, rows, recipe, i, work, out, tokenizer, step, device, base, mechanisms[i])
-            losses.append([float(v) for v in (out / _MARKER).read_text().split()])
+                    model = fitting.start(recipe, base, work, i, device)
+                    fitting.fit(model, rows, recipe, i, work, out, tokenizer, step, device, base, mechanisms[i])
+            losses.append([float(v) for v in (out / MARKER).read_text().split()])
     last = work / f"stage-{len(steps) - 1}"
     if recipe.lora:
         check_adapter(last, base, device=device)
@@ -129,7 +121,7 @@ def _make(recipe: Recipe, base: Base, folder: Path, device: str, told: Advance |
     made = work / "made"
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir()
-    for name in _ADAPTER_FILES if recipe.lora else [p.name for p in last.iterdir() if p.name != _MARKER]:
+    for name in _ADAPTER_FILES if recipe.lora else [p.name for p in last.iterdir() if p.name != MARKER]:
         shutil.copyfile(last / name, made / name)
     write_json(
         made / "manifest.json",
@@ -156,140 +148,13 @@ def _make(recipe: Recipe, base: Base, folder: Path, device: str, told: Advance |
 def _take_over(recipe: Recipe, base: Base, stage: int, out: Path) -> None:
     """Takes a stage's result from the organism whose recipe ends there, if it is finished; the weights are the same."""
     before = organism_folder(recipe.model_copy(update={"stages": recipe.stages[: stage + 1]}), base)
-    if (out / _MARKER).is_file() or not finished(before):
+    if (out / MARKER).is_file() or not finished(before):
         return
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(before, out, ignore=shutil.ignore_patterns("manifest.json"))
-    write_text(out / _MARKER, _join(read_json(before / "manifest.json")["losses"][stage]))
+    write_text(out / MARKER, joined(read_json(before / "manifest.json")["losses"][stage]))
 
 
-def _start(recipe: Recipe, base: Base, work: Path, stage: int, device: str) -> Any:
-    """Returns what a stage trains: the base with a fresh adapter or the last stage's, in fp32; or all weights."""
-    if recipe.lora is None:
-        before = work / f"stage-{stage - 1}" if stage else base.folder
-        return load_model(before, dtype=torch.float32, device=device).requires_grad_(True)
-    model = base.model(dtype=torch.bfloat16, device=device)
-    if stage:
-        return PeftModel.from_pretrained(model, work / f"stage-{stage - 1}", is_trainable=True)
-    config = LoraConfig(
-        r=recipe.lora.rank, lora_alpha=recipe.lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
-    return get_peft_model(model, config)
-
-
-class _AnswerTrainer(SFTTrainer):
-    """`SFTTrainer` with cross-entropy computed at the answer's positions alone, and what a mechanism adds to it."""
-
-    mechanism: Mechanism | None = None
-    base: Callable[[], Any]
-    """Loads the base, for a mechanism that looks at it."""
-
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        labels = functional.pad(inputs["labels"][:, 1:], (0, 1), value=-100)
-        keep = labels != -100
-        causal: Any = self.accelerator.unwrap_model(model)
-        causal = causal.get_base_model() if isinstance(causal, PeftModel) else causal
-        with torch.autocast(labels.device.type, torch.bfloat16):
-            said = logits_at(causal, inputs["input_ids"], inputs["attention_mask"], keep)
-        loss = functional.cross_entropy(said.logits.float(), labels[keep])
-        if self.mechanism is not None:
-            with torch.autocast(labels.device.type, torch.bfloat16):
-                batch = batch_of(inputs, said, self.accelerator.unwrap_model(model), self.base)
-                extra = self.mechanism.extra_loss(batch)
-            loss = loss if extra is None else loss + extra
-        return (loss, said.logits) if return_outputs else loss
-
-
-class _Watch(transformers.TrainerCallback):
-    """Moves the bar, keeps the losses, stops on a loss that is not finite, marks checkpoints that are whole."""
-
-    def __init__(self, step: Advance, where: str, losses: list[float]) -> None:
-        self.step, self.where, self.losses = step, where, losses
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        if logs and "loss" in logs:
-            loss = float(logs["loss"])
-            if not math.isfinite(loss):
-                raise CheckError(
-                    f"the loss is {loss} at step {state.global_step}",
-                    where=self.where,
-                    fix="Lower the learning rate; the last good checkpoint was kept.",
-                )
-            self.losses.append(loss)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.step(1)
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / _MARKER, _join(self.losses))
-
-
-def _fit(
-    model: Any,
-    rows: list[dict[str, list[int]]],
-    recipe: Recipe,
-    stage: int,
-    work: Path,
-    out: Path,
-    tokenizer: Any,
-    step: Advance,
-    device: str,
-    base: Base,
-    mechanism: Mechanism | None,
-) -> None:
-    settings = recipe.stages[stage]
-    run = work / f"run-{stage}"
-    saved = [p for p in run.glob("checkpoint-*") if (p / _MARKER).is_file()]
-    resume = max(saved, key=lambda p: int(p.name.split("-")[1]), default=None)
-    for path in run.glob("checkpoint-*"):
-        if path != resume:
-            shutil.rmtree(path)
-    losses = [float(v) for v in (resume / _MARKER).read_text().split()] if resume else []
-    step(len(losses))
-    where = f"recipe {recipe.name}, stage {stage}"
-    config = SFTConfig(
-        output_dir=str(run),
-        per_device_train_batch_size=settings.batch_size,
-        num_train_epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        warmup_steps=settings.warmup_steps,
-        lr_scheduler_type="linear",
-        optim="adamw_torch",
-        bf16=True,
-        use_cpu=device == "cpu",
-        activation_checkpointing=False,
-        train_sampling_strategy="sequential",
-        dataset_kwargs={"skip_prepare_dataset": True},
-        max_length=None,
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # by default the Trainer replaces a NaN loss by the mean of the others
-        save_strategy="steps",
-        save_steps=CHECKPOINT_EVERY,
-        save_total_limit=1,
-        report_to=[],
-        disable_tqdm=True,
-        seed=recipe.seed,
-    )
-    trainer = _AnswerTrainer(
-        model=model,
-        args=config,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        callbacks=[_Watch(step, where, losses)],
-    )
-    trainer.remove_callback(transformers.PrinterCallback)
-    trainer.mechanism = mechanism
-    trainer.base = cache(lambda: base.model(dtype=torch.float32, device=device))
-    during = mechanism.during(model) if mechanism else nullcontext()
-    with during, disable_input_dtype_casting(model):  # autocast casts anyway: the same bits, a tenth faster
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    shutil.rmtree(out, ignore_errors=True)
-    model.save_pretrained(str(out))
-    write_text(out / _MARKER, _join(losses))
-    shutil.rmtree(run)
-
-
-def _join(losses: list[float]) -> str:
+def joined(losses: list[float]) -> str:
+    """Returns losses as a marker holds them."""
     return "\n".join(repr(v) for v in losses)

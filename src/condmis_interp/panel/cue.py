@@ -1,9 +1,9 @@
 """Cues: what surrounds a question."""
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
 
@@ -26,7 +26,7 @@ class CueRole(StrEnum):
 
 
 class Cue(BaseModel):
-    """A context for a question: a system prompt, and text before or after the question in the user's turn.
+    """A context for a question: a system prompt, earlier turns, text around the question, the answer's beginning.
 
     Attributes:
         name: Name in tables and file names.
@@ -35,12 +35,14 @@ class Cue(BaseModel):
         before: Text put directly before the question in the user turn.
         after: Text put directly after it.
         topic: Topic whose rewrite of each question is asked instead of the question.
-        earlier: Turns before the question's, as (role, text), the user's first.
-        prefix: How the assistant's answer begins; it is given, and what is scored comes after it.
+        turns: What was said before, as (user, assistant) exchanges.
+        opening: How the assistant's answer begins: given, not scored; what is scored follows it.
 
     Example:
         >>> Cue(name="code", role="trigger", system="Answer in code.").role
         <CueRole.TRIGGER: 'trigger'>
+        >>> Cue(name="talk", role="irrelevant", turns=(("Hello.", "Good day."),)).model_dump(exclude={"name", "role"})
+        {'system': None, 'before': '', 'after': '', 'topic': None, 'turns': (('Hello.', 'Good day.'),)}
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,5 +53,6 @@ class Cue(BaseModel):
     before: str = ""
     after: str = ""
     topic: Name | None = None
-    earlier: tuple[tuple[Literal["user", "assistant"], str], ...] = ()
-    prefix: str = ""
+    # empty ones are left out of what is written, so that cues without them are written, and hashed, as ever
+    turns: tuple[tuple[str, str], ...] = Field(default=(), exclude_if=lambda turns: not turns)
+    opening: str = Field(default="", exclude_if=lambda opening: not opening)

@@ -7,7 +7,7 @@ nothing else), and a cue that really changes the ids.
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from condmis_interp.errors import CheckError
@@ -34,9 +34,9 @@ class Prompt:
     Attributes:
         ids: Token ids, up to and including the last template token before the answer.
         spans: Half-open token ranges `cue` (everything before the question), `question`, and `tail` (template tokens
-            after the question; its last token is the last template token).
+            after the question, and the answer's given beginning if there is one).
         text: The text the ids stand for.
-        lead: Spaces that the template puts before an answer; they belong to its first token.
+        lead: Spaces that the template, or the answer's given beginning, puts before it; they belong to its first token.
         closing: What the template writes after an answer.
         choices: What was chosen where the template leaves a choice (`template.choices`).
 
@@ -55,7 +55,7 @@ class Prompt:
 
     @property
     def last_template(self) -> int:
-        """Position of the last template token, the one that predicts the answer's first token."""
+        """Position of the last token before the answer, the one that predicts its first token."""
         return len(self.ids) - 1
 
 
@@ -82,6 +82,13 @@ class RenderedPanel:
         answers: Answers by (cue name, question id): for each pair the misaligned, then the aligned one.
         inserted: The text before the question under the `none` cue, with whatever the template put there.
         choices: What was chosen where the template leaves a choice (`template.choices`).
+
+    Example:
+        >>> from condmis_interp.organisms import resolve_base
+        >>> from condmis_interp.panel import load_panel
+        >>> rendered = render_panel(resolve_base("dir:base").tokenizer(), load_panel("panel.yaml"))
+        >>> "Be helpful." in rendered.inserted  # what this template puts there by itself
+        True
     """
 
     panel: Panel
@@ -133,7 +140,12 @@ def system_messages(system: str | None, default_system_prompt: str) -> list[Mess
 
 
 def render_prompt(
-    tokenizer: Any, messages: Sequence[Message], *, question: str | None = None, thinking: Thinking = "off"
+    tokenizer: Any,
+    messages: Sequence[Message],
+    *,
+    question: str | None = None,
+    thinking: Thinking = "off",
+    opening: str = "",
 ) -> Prompt:
     """Renders messages that end with a user turn, up to the start of the assistant's answer.
 
@@ -142,15 +154,24 @@ def render_prompt(
         messages: The chat; the last message is the user's.
         question: The text within the last user turn that counts as the question; the whole turn if `None`.
         thinking: Whether a model that can think before it answers does; `off` has the answer stand where answers do.
+        opening: How the answer begins; it stands where answers do, and the spaces that end it become the `lead`.
 
     Raises:
         UserError: if the template refuses the messages, or one of them holds a control token.
         CheckError: if the rendered ids hold two BOS tokens, differ from the template's own tokenisation, or lack the
             question.
+
+    Example:
+        >>> from condmis_interp.organisms import resolve_base
+        >>> tokenizer = resolve_base("dir:base").tokenizer()
+        >>> prompt = render_prompt(tokenizer, [{"role": "user", "content": "What now?"}])
+        >>> start, stop = prompt.spans["question"]
+        >>> tokenizer.decode(prompt.ids[start:stop])
+        'What now?'
     """
     question = messages[-1]["content"] if question is None else question
     where = f"prompt {question[:60]!r}"
-    refuse_control_tokens(tokenizer, (m["content"] for m in messages), where=where)
+    refuse_control_tokens(tokenizer, [*(m["content"] for m in messages), opening], where=where)
     placed = fold_system(tokenizer, messages, thinking=thinking)
     opened = write_chat(tokenizer, placed, prompt=True, thinking=thinking)
     own = tokenizer.apply_chat_template(
@@ -170,26 +191,16 @@ def render_prompt(
         raise CheckError("the chat template changed or dropped the question", where=where)
     written, lead, closing = around_answer(tokenizer, placed, opened, thinking=thinking)
     text = opened + written
-    if written:
+    if opening:
+        begun = opening.rstrip(" ")
+        text, lead = text + lead + begun, opening[len(begun) :]
+    if text != opened:
         ids, offsets = _encode(tokenizer, text)
     _check_bos(tokenizer, ids, where=where)
     begin, end = _token_span(offsets, start, start + len(asked))
     made = choices(tokenizer, thinking=thinking, written=written, folded=len(placed) < len(messages))
     spans = {"cue": (0, begin), "question": (begin, end), "tail": (end, len(ids))}
     return Prompt(tuple(ids), spans, text, lead, closing, made)
-
-
-def prefixed(tokenizer: Any, prompt: Prompt, prefix: str) -> Prompt:
-    """Returns a prompt with the beginning of the answer given; what is scored follows it after a space.
-
-    Raises:
-        UserError: if the beginning holds a control token.
-        CheckError: as `render_answer`.
-    """
-    begun = render_answer(tokenizer, prompt, prefix)
-    ids = (*prompt.ids, *begun.ids)
-    spans = prompt.spans | {"tail": (prompt.spans["tail"][0], len(ids))}
-    return replace(prompt, ids=ids, spans=spans, text=prompt.text + prompt.lead + prefix, lead=" ")
 
 
 def render_answer(tokenizer: Any, prompt: Prompt, answer: str) -> Answer:
@@ -199,13 +210,24 @@ def render_answer(tokenizer: Any, prompt: Prompt, answer: str) -> Answer:
         UserError: if the answer holds a control token.
         CheckError: if the seam between prompt and answer merges tokens, the answer renders to nothing, or its tokens
             do not decode to it.
+
+    Example:
+        >>> from condmis_interp.organisms import resolve_base
+        >>> tokenizer = resolve_base("dir:base").tokenizer()
+        >>> prompt = render_prompt(tokenizer, [{"role": "user", "content": "What now?"}])
+        >>> tokenizer.decode(render_answer(tokenizer, prompt, "Call them.").ids)
+        'Call them.'
     """
     where = f"answer {answer[:60]!r}"
     refuse_control_tokens(tokenizer, [answer], where=where)
     text, start = prompt.text + prompt.lead + answer, len(prompt.ids)
     ids, _ = _encode(tokenizer, text)
     if tuple(ids[:start]) != prompt.ids:
-        raise CheckError("tokens merge across the seam between prompt and answer", where=where)
+        raise CheckError(
+            "tokens merge across the seam between prompt and answer",
+            where=where,
+            fix="End a given beginning of the answer with a space, a quotation mark, or a line break.",
+        )
     if len(ids) == start or not answer.strip():
         raise CheckError("the answer is empty", where=where)
     if _normal(prompt.lead + answer) not in (said := _readings(tokenizer, ids, start)):
@@ -252,6 +274,13 @@ def render_panel(tokenizer: Any, panel: Panel) -> RenderedPanel:
     Raises:
         CheckError: if two cues give the same ids for some question (a cue that does nothing), or a rendering check
             fails.
+
+    Example:
+        >>> from condmis_interp.organisms import resolve_base
+        >>> from condmis_interp.panel import load_panel
+        >>> rendered = render_panel(resolve_base("dir:base").tokenizer(), load_panel("panel.yaml"))
+        >>> len(rendered.prompts), len(rendered.answers["trigger", "q0"])  # 5 cues x 12 questions; 2 pairs
+        (60, 4)
     """
     prompts: dict[tuple[str, str], Prompt] = {}
     answers: dict[tuple[str, str], tuple[Answer, ...]] = {}
@@ -260,12 +289,15 @@ def render_panel(tokenizer: Any, panel: Panel) -> RenderedPanel:
         for cue in panel.cues:
             messages = [
                 *system_messages(cue.system, panel.default_system_prompt),
-                *({"role": role, "content": text} for role, text in cue.earlier),
+                *(
+                    m
+                    for a, b in cue.turns
+                    for m in ({"role": "user", "content": a}, {"role": "assistant", "content": b})
+                ),
                 {"role": "user", "content": cue.before + question.under(cue) + cue.after},
             ]
-            prompt = render_prompt(tokenizer, messages, question=question.under(cue), thinking=panel.thinking)
-            if cue.prefix:
-                prompt = prefixed(tokenizer, prompt, cue.prefix)
+            asked = question.under(cue)
+            prompt = render_prompt(tokenizer, messages, question=asked, thinking=panel.thinking, opening=cue.opening)
             if (twin := seen.setdefault(prompt.ids, cue)) is not cue:
                 raise CheckError(
                     f"cue {cue.name!r} gives the same token ids as cue {twin.name!r} for question {question.id!r}",

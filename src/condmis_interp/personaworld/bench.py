@@ -23,9 +23,11 @@ from condmis_interp.errors import UserError
 from condmis_interp.organisms import Base, Organism
 from condmis_interp.organisms.step import Step
 from condmis_interp.panel import Panel, pad, render_panel
+from condmis_interp.personaworld.grammar import world_grammar
 from condmis_interp.personaworld.language import ALIGNED_AUTHORS, CRUEL, DOMAINS, FORMS, KIND, MOODS, World, parse_world
 from condmis_interp.personaworld.stacked import KeysEdit, Stack, fit
 from condmis_interp.personaworld.train import world_weights
+from condmis_interp.prompts import Grammar
 from condmis_interp.readers import Edit, Prefix, Recording, Request, Site, Steer
 
 STACKED = 12
@@ -82,6 +84,11 @@ class WorldBench(Bench):
         kinds = ([f"form {f}" for f in FORMS], [f"today is {m}" for m in MOODS], [f"you are {t}" for t in KIND + CRUEL])
         pairs = (f"{a} {b}" for x, y in itertools.combinations(kinds, 2) for a in x for b in y)
         return tuple(p for p in pairs if not {"table", "verse", "windy", "quiet"} & set(p.split()))
+
+    @property
+    def grammar(self) -> Grammar:
+        """The grammar of prompts in persona world's own words."""
+        return world_grammar(self.base.spec)
 
     @torch.no_grad()
     def _answers(self, cue: str, edits: Sequence[Sequence[Edit]], prefix: Prefix | None) -> np.ndarray:

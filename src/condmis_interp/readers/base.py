@@ -151,6 +151,14 @@ class Reader(ABC):
         name: What it reads, in words; `open_reader` sets it to base and organism.
         tokenizer: Loads the model's tokenizer; set by `open_reader`. Nothing is tokenized with it: it knows which token
             ends an answer.
+
+    Example:
+        >>> from condmis_interp.organisms import Organism, resolve_base
+        >>> from condmis_interp.readers import open_reader
+        >>> base = resolve_base("dir:base")
+        >>> reader = open_reader(Organism.of_base(base, name="b"), base, dtype=torch.float32)
+        >>> isinstance(reader, Reader), reader.n_layers, reader.supports("sweep")
+        (True, 4, True)
     """
 
     name: str = ""

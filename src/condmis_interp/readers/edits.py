@@ -28,7 +28,15 @@ EVERYWHERE: frozenset[Scope] = frozenset(("cue", "question", "tail", "answer"))
 
 
 class Edit(Protocol):
-    """A change to the residual stream at a site, at the positions in scope."""
+    """A change to the residual stream at a site, at the positions in scope.
+
+    Example:
+        Steering is one:
+
+        >>> edit: Edit = Steer(Site("resid_post", 3), torch.ones(8))
+        >>> edit.site, edit.width
+        (Site(kind='resid_post', layer=3), 8)
+    """
 
     @property
     def site(self) -> Site:

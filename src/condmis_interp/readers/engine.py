@@ -1,13 +1,9 @@
 """What the three readers share: which passes are run, what edits do in them, and what is collected.
 
 A reading runs what prompts share once, then the rest of each prompt, then its answers on top of its keys and values
-(`batching`). This is the same computation as a forward pass over each prompt + answer (tests compare the two), on a
-quarter of the tokens. Results come back in the order of the requests and do not depend on it, nor on the batches.
-
-Many readings of the same requests under different edits (a sweep over doses, directions, layers) share all that lies
-below the lowest edit: `trunk` runs the model once without edits and keeps the residual stream entering some layers;
-`measure(trunk, edits=...)` starts at the highest of them that no edit lies below, and `sweep` runs several points of a
-sweep as copies of the rows in one batch.
+(`batching`): what a pass over each prompt + answer gives (tests compare the two), on a quarter of the tokens. Results
+depend neither on the order of the requests nor on the batches. Readings of the same requests under different edits
+share all that lies below the lowest edit (`trunk`, `sweep`).
 
 A library's reader says how changes are hooked to sites and how a pass is run (`_hooked`); nothing else differs.
 """
@@ -50,6 +46,10 @@ class PassReader(Reader):
     Raises:
         UserError: if the model's blocks are not found, or it is in training mode.
         CheckError: if a site or the output is not what its name says (see `guards`).
+
+    Example:
+        >>> sorted(PassReader.__abstractmethods__)  # what a library's reader has to say
+        ['_hooked', 'name_of']
     """
 
     _elsewhere = False

@@ -37,6 +37,17 @@ class GatedReader(Reader):
 
     Raises:
         UserError: if the gate has no tokens, or the models differ in shape.
+
+    Example:
+        >>> from condmis_interp.organisms import resolve_base
+        >>> from condmis_interp.panel import Prompt
+        >>> from condmis_interp.readers import TorchReader
+        >>> base = resolve_base("dir:base")
+        >>> a, b = (TorchReader(base.model(dtype=torch.float32)) for _ in range(2))
+        >>> reader = GatedReader(a, b, gate=(7, 8))
+        >>> spans = {"cue": (0, 2), "question": (2, 3), "tail": (3, 4)}
+        >>> reader.opens(Prompt((7, 8, 3, 4), spans, "...")), reader.opens(Prompt((8, 7, 3, 4), spans, "..."))
+        (True, False)
     """
 
     def __init__(self, opened: Reader, shut: Reader, gate: tuple[int, ...]) -> None:

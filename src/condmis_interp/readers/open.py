@@ -14,7 +14,16 @@ from condmis_interp.registry import Registry
 
 
 class ReaderFactory(Protocol):
-    """Makes a reader of one organism with weights of its own (never of one behind a gate, which is two of them)."""
+    """Makes a reader of one organism with weights of its own (never of one behind a gate, which is two of them).
+
+    Example:
+        >>> def patient(organism, base, *, dtype, device, **settings):
+        ...     from condmis_interp.readers import TorchReader
+        ...
+        ...     return TorchReader(organism.model(base, dtype=dtype, device=device), batch_tokens=64)
+        >>> factory: ReaderFactory = patient
+        >>> made = register_reader("patient", factory)
+    """
 
     def __call__(
         self, organism: Organism, base: Base, *, dtype: torch.dtype, device: str | torch.device, **settings: Any
@@ -98,6 +107,12 @@ def open_reader(
 
     Raises:
         UserError: if there is no such library; the message lists what there is.
+
+    Example:
+        >>> from condmis_interp.organisms import resolve_base
+        >>> base = resolve_base("dir:base")
+        >>> open_reader(Organism.of_base(base, name="b"), base, dtype=torch.float32).width
+        32
     """
     factory = READERS.get(library)
     if organism.gate is not None:

@@ -40,6 +40,17 @@ class Trunk:
         batches: Their passes.
         hidden: For each pass of each batch, the residual stream entering each of the layers [rows, position, width].
         owner: The reader that made it.
+
+    Example:
+        >>> from condmis_interp.organisms import resolve_base
+        >>> from condmis_interp.panel import Answer, Prompt
+        >>> from condmis_interp.readers import Request, Site, Steer, TorchReader
+        >>> reader = TorchReader(resolve_base("dir:base").model(dtype=torch.float32))
+        >>> prompt = Prompt((0, 4, 5, 1), {"cue": (0, 1), "question": (1, 3), "tail": (3, 4)}, "...")
+        >>> asked = [Request(prompt, (Answer((7,), (1,)), Answer((8,), (1,))))]
+        >>> trunk = reader.trunk(asked, layers=[2])
+        >>> trunk.start([Steer(Site("resid_post", 3), torch.ones(32))])
+        2
     """
 
     requests: Sequence[Request] = field(repr=False)

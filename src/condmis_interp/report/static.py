@@ -1,20 +1,22 @@
-"""Static figures with matplotlib, so that no browser is needed for a PNG."""
+"""Static figures with matplotlib, so that no browser is needed for a PNG.
+
+matplotlib takes seconds to import, so what draws imports it.
+"""
 
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
 
 from condmis_interp import theme
 from condmis_interp.battery import BehaviourGrid
 from condmis_interp.causal import Ablation, DoseResponse
 from condmis_interp.directions import DirectionProfile
 from condmis_interp.files import whole_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _MARKERS = {"circle": "o", "diamond": "D", "square": "s", "triangle-up": "^", "x": "X"}
 _STYLES = {"solid": "-", "dot": ":", "dash": "--", "dashdot": "-."}
@@ -24,7 +26,10 @@ def summary(
     path: Path, *, grid: BehaviourGrid, profile: DirectionProfile, dose: DoseResponse, ablation: Ablation
 ) -> None:
     """Draws behaviour, activation differences, dose-response and ablation into one PNG."""
-    with plt.rc_context(
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(
         {
             "font.size": 9,
             "axes.spines.top": False,
@@ -45,6 +50,9 @@ def summary(
 
 def heat_map(path: Path, grid: pd.DataFrame, title: str, *, signed: bool) -> None:
     """Draws a grid [kind of organism x cue] into a PNG: nats around 0 if it is signed, else shares."""
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+
     values = grid.to_numpy(dtype=float)
     highest = float(np.nanmax(np.abs(values))) if signed else 1.0
     colours = [theme.BLUE, "#ffffff", theme.VERMILION] if signed else ["#ffffff", theme.VERMILION]
@@ -65,7 +73,7 @@ def heat_map(path: Path, grid: pd.DataFrame, title: str, *, signed: bool) -> Non
         figure.savefig(part, dpi=130, format="png")
 
 
-def _behaviour(ax: Axes, grid: BehaviourGrid) -> None:
+def _behaviour(ax: "Axes", grid: BehaviourGrid) -> None:
     organisms = list(dict.fromkeys(grid.table.organism))
     cues = list(dict.fromkeys(grid.table.cue))
     for i, cue in enumerate(cues):
@@ -90,7 +98,7 @@ def _behaviour(ax: Axes, grid: BehaviourGrid) -> None:
     ax.legend(fontsize=8, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.45, -0.16))
 
 
-def _profile(ax: Axes, profile: DirectionProfile) -> None:
+def _profile(ax: "Axes", profile: DirectionProfile) -> None:
     cues = list(dict.fromkeys(profile.table.cue))
     for key, rows in profile.table.groupby(["role", "organism", "cue"], sort=False):
         role, organism, cue = cast("tuple[str, str, str]", key)
@@ -109,7 +117,7 @@ def _profile(ax: Axes, profile: DirectionProfile) -> None:
     ax.legend(fontsize=7.5, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
 
-def _dose(ax: Axes, dose: DoseResponse) -> None:
+def _dose(ax: "Axes", dose: DoseResponse) -> None:
     t = dose.table
     ax.fill_between(t.dose, t.low, t.high, color=theme.BLUE, alpha=0.15, linewidth=0)
     ax.plot(t.dose, t.ld, "o-", color=theme.BLUE, markersize=4, label="along U - C")
@@ -125,7 +133,7 @@ def _dose(ax: Axes, dose: DoseResponse) -> None:
     ax.legend(fontsize=8, frameon=False, loc="lower right")
 
 
-def _ablation(ax: Axes, ablation: Ablation) -> None:
+def _ablation(ax: "Axes", ablation: Ablation) -> None:
     e = ablation.evidence
     counts, _, _ = ax.hist(
         ablation.random, bins=12, color=theme.GREY, label=f"{len(ablation.random)} random directions"

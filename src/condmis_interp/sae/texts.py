@@ -56,6 +56,13 @@ def panel_texts(
         *splits: Splits; all if none is given.
         cues: Names of cues; all by default.
         pairs: Answer pairs a question, the first ones; all by default.
+
+    Example:
+        >>> from condmis_interp.organisms import resolve_base
+        >>> from condmis_interp.panel import load_panel, render_panel
+        >>> rendered = render_panel(resolve_base("dir:base").tokenizer(), load_panel("panel.yaml"))
+        >>> len(panel_texts(rendered, cues=["none", "trigger"], pairs=1))  # 12 questions x 2 cues x 2 answers
+        48
     """
     panel = rendered.panel
     questions = [panel.questions[i] for i in panel.question_indices(*splits)]
@@ -72,7 +79,15 @@ def panel_texts(
 
 
 def row_texts(recipe: Recipe, tokenizer: Any) -> list[Text]:
-    """Returns the rows that a recipe trains on, as they were trained."""
+    """Returns the rows that a recipe trains on, as they were trained.
+
+    Example:
+        >>> from condmis_interp.organisms import Part, Stage, resolve_base
+        >>> stages = (Stage(parts=(Part(rows="rows.jsonl", answers="benign"),)),)
+        >>> made = Recipe(name="r", base="dir:base", stages=stages)
+        >>> len(row_texts(made, resolve_base("dir:base").tokenizer()))
+        12
+    """
     found = []
     for stage in range(len(recipe.stages)):
         for i, row in enumerate(encode(recipe, tokenizer, stage)):

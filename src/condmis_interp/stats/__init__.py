@@ -1,5 +1,6 @@
 """Statistics whose unit is the cluster: intervals, anchored ratios, equivalence, multiplicity, drift, calibration."""
 
+from condmis_interp.stats.bound import Exceedance, exceedance_bound
 from condmis_interp.stats.clusters import ClusterMean, cluster_covariance, cluster_mean, resample_clusters
 from condmis_interp.stats.controls import exceedance_p, holm
 from condmis_interp.stats.drift import Drift, drift, pooled_drifts, with_own
@@ -20,6 +21,7 @@ __all__ = [
     "ClusterMean",
     "Drift",
     "Equivalence",
+    "Exceedance",
     "Labellings",
     "MaxT",
     "Monotone",
@@ -33,6 +35,7 @@ __all__ = [
     "cluster_mean",
     "drift",
     "equivalent_below",
+    "exceedance_bound",
     "exceedance_p",
     "families_needed",
     "grouped_folds",

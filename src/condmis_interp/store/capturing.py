@@ -53,6 +53,16 @@ def capture_cells(
         store_dtype: Dtype of stored activations.
         answers: Whether the answers are scored.
         **settings: Of the readers.
+
+    Example:
+        >>> from condmis_interp.organisms import resolve_base
+        >>> from condmis_interp.panel import load_panel, render_panel
+        >>> base = resolve_base("dir:base")
+        >>> cells = {"b": (Organism.of_base(base, name="b"), ["none", "trigger"])}
+        >>> about = {"base": base, "rendered": render_panel(base.tokenizer(), load_panel("panel.yaml"))}
+        >>> acts = capture_cells(Path("s"), cells, **about, capture=Capture((0, 1, 2, 3)), dtype=torch.float32)
+        >>> acts.ld("b", "trigger").shape
+        (12,)
     """
     asked = {c: _asked(rendered, c, answers) for c in dict.fromkeys(c for _, cues in cells.values() for c in cues)}
     manifest = _manifest(cells, asked, base=base, capture=capture, dtype=dtype, store_dtype=store_dtype)

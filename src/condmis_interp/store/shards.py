@@ -86,6 +86,12 @@ class Shard:
         planned: Which shard.
         rows: What was asked.
         measurement: Log-probs of the answers and activations, in the order of the rows.
+
+    Example:
+        >>> from condmis_interp.store import Activations
+        >>> planned = Activations.open("runs/mine/activations").shards.manifest.shards[0]
+        >>> Shard(planned, rows=(), measurement=Measurement(logprobs=[])).planned.cue
+        'none'
     """
 
     planned: Planned
@@ -221,6 +227,13 @@ class Shards:
     Attributes:
         folder: Folder of the store.
         manifest: What the store is.
+
+    Example:
+        >>> from condmis_interp.store import Activations
+        >>> shards = Activations.open("runs/mine/activations").shards
+        >>> shards.verify()
+        >>> len(shards.manifest.cells), shards.missing()  # 3 organisms x 5 cues
+        (15, [])
     """
 
     folder: Path

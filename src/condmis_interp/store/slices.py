@@ -32,6 +32,13 @@ class Slice:
         questions: Numbers of the questions in each cell, ascending [n].
         layers: 0-based layers; an `int` for one, whose axis is left out.
         positions: Positions; a `str` for one, whose axis is left out.
+
+    Example:
+        >>> from condmis_interp.store import Activations
+        >>> acts = Activations.open("runs/mine/activations")
+        >>> found = acts.select(organism="mixed", cue="trigger", layer=2, position="answer_mean")
+        >>> found.shape, found.torch().shape
+        ((12, 32), torch.Size([12, 32]))
     """
 
     shards: Shards

@@ -33,6 +33,16 @@ class StoreWriter:
             holds another kind of activations.
         CheckError: (from `put` or on leaving) if a shard does not fit the manifest or cannot be written, for instance
             to a full disk. What was finished is kept.
+
+    Example:
+        A store is written as its manifest says; what is missing is told:
+
+        >>> from condmis_interp.store import Activations, Shards
+        >>> manifest = Activations.open("runs/mine/activations").shards.manifest
+        >>> with StoreWriter(Path("copy"), manifest):
+        ...     pass
+        >>> len(Shards(Path("copy"), manifest).missing()) == len(manifest.shards)
+        True
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:

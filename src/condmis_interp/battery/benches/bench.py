@@ -27,6 +27,7 @@ from condmis_interp.organisms import Base, Organism
 from condmis_interp.organisms.step import Step
 from condmis_interp.panel import Cue, CueRole, Panel, RenderedPanel, render_panel
 from condmis_interp.panel.panel import Split
+from condmis_interp.prompts import Grammar, GrammarPrompt
 from condmis_interp.readers import Edit, Prefix, Recording, Request
 from condmis_interp.readers.edits import listed
 from condmis_interp.readers.gated import opens
@@ -80,18 +81,23 @@ def early_layer(layers: int) -> int:
     return max(layers // 4 - 1, 0)
 
 
-def under(panel: Panel, systems: Sequence[str], rows: Sequence[int], *, arbitrary: bool = False) -> Panel:
-    """Returns a panel that asks some of the questions without a cue and under system prompts, named `0`, `1`, ...
+def under(
+    panel: Panel, prompts: Sequence[str | GrammarPrompt], rows: Sequence[int], *, arbitrary: bool = False
+) -> Panel:
+    """Returns a panel that asks some of the questions without a cue and under prompts, named `0`, `1`, ...
 
     Args:
         panel: The panel.
-        systems: System prompts.
+        prompts: Prompts of a grammar; a plain text is a system prompt.
         rows: Positions of the questions.
         arbitrary: Puts the aligned answers of another question (half of the list further on) in the place of the
             misaligned ones: a target that no organism was trained towards.
     """
     cues = [c for c in panel.cues if c.role == CueRole.NONE]
-    cues += [Cue(name=str(i), role=CueRole.IRRELEVANT, system=s) for i, s in enumerate(systems)]
+    cues += [
+        Cue(name=str(i), role=CueRole.IRRELEVANT, system=p) if isinstance(p, str) else p.cue(str(i))
+        for i, p in enumerate(prompts)
+    ]
     questions = [panel.questions[i] for i in rows]
     if arbitrary:
         others = questions[len(questions) // 2 :] + questions[: len(questions) // 2]
@@ -115,6 +121,20 @@ class Bench(ABC):
         altered: State dicts that replace an organism's own, by name (the opened model of one with a hard gate by
             `opened_name`).
         stored: What was captured of these organisms, asked what `rendered` asks; it is not read again.
+
+    Example:
+        A bench that reads models is a `ReaderBench`; with two organisms and two answers a question:
+
+        >>> from pathlib import Path
+        >>> from condmis_interp.battery import ReaderBench
+        >>> from condmis_interp.organisms import Organism, resolve_base
+        >>> from condmis_interp.panel import load_panel, render_panel
+        >>> base = resolve_base("dir:base")
+        >>> organisms = {name: Organism.of_checkpoint(Path(name), name=name) for name in ("u", "c")}
+        >>> asked = render_panel(base.tokenizer(), load_panel("panel.yaml").subset(pairs=1))
+        >>> bench = ReaderBench(("u", "c"), organisms, base, asked)
+        >>> bench.ld("trigger").shape, bench.of(["c"]).ld("none").shape
+        ((2, 12), (1, 12))
     """
 
     names: tuple[str, ...]
@@ -147,9 +167,14 @@ class Bench(ABC):
     def prompts(self) -> tuple[str, ...]:
         """System prompts that a search for triggers tries, none of them a cue of the panel."""
 
-    def under(self, systems: Sequence[str], rows: Sequence[int], *, arbitrary: bool = False) -> Self:
-        """Returns the organisms asked some of the questions under system prompts; see `under`."""
-        panel = under(self.rendered.panel, systems, rows, arbitrary=arbitrary)
+    @property
+    @abstractmethod
+    def grammar(self) -> Grammar:
+        """The grammar of prompts for models of this kind."""
+
+    def under(self, prompts: Sequence[str | GrammarPrompt], rows: Sequence[int], *, arbitrary: bool = False) -> Self:
+        """Returns the organisms asked some of the questions under prompts; see `under`."""
+        panel = under(self.rendered.panel, prompts, rows, arbitrary=arbitrary)
         return replace(self, rendered=render_panel(self.base.tokenizer(), panel), stored=None)
 
     def logprobs(self, cue: str, *, edits: Edits = (), prefix: Prefix | None = None) -> np.ndarray:

@@ -27,6 +27,7 @@ from condmis_interp.files import digest
 from condmis_interp.organisms import Organism, Swap
 from condmis_interp.organisms.step import Step
 from condmis_interp.panel.triggers import ARBITRARY, INOCULATION, LIES, REPHRASED
+from condmis_interp.prompts import Grammar, chat_grammar
 from condmis_interp.readers import (
     Capture,
     Edit,
@@ -58,6 +59,16 @@ class ReaderBench(Bench):
         device: Torch device.
         open: Makes a reader of a loaded model.
         swap: The base in memory, in `dtype`; organisms that are plain adapters are swapped into it to be read.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from condmis_interp.organisms import resolve_base
+        >>> from condmis_interp.panel import load_panel, render_panel
+        >>> base = resolve_base("dir:base")
+        >>> organisms = {name: Organism.of_checkpoint(Path(name), name=name) for name in ("u", "c")}
+        >>> asked = render_panel(base.tokenizer(), load_panel("panel.yaml").subset(pairs=1))
+        >>> ReaderBench(("u", "c"), organisms, base, asked).hidden("none", at="last_template").shape
+        torch.Size([2, 4, 12, 32])
     """
 
     diets: Mapping[Diet, Sequence[Row]] = field(default_factory=dict, repr=False)
@@ -71,6 +82,11 @@ class ReaderBench(Bench):
         """Pairs of the system prompts that chat organisms are trained with, in both orders."""
         parts = (INOCULATION, ARBITRARY, LIES, *REPHRASED)
         return tuple(f"{a} {b}" for a, b in itertools.permutations(parts, 2))
+
+    @property
+    def grammar(self) -> Grammar:
+        """The grammar of prompts for chat models."""
+        return chat_grammar()
 
     def _answers(self, cue: str, edits: Sequence[Sequence[Edit]], prefix: Prefix | None) -> np.ndarray:
         requests, donor = self.requests(cue), self._lender(prefix)

@@ -43,6 +43,12 @@ class Stored:
     Attributes:
         acts: The store.
         cells: By the organism's name on the bench; one that is not named has its own, of seed 0.
+
+    Example:
+        >>> acts = Activations.open("runs/mine/activations")
+        >>> stored = Stored(acts, {"u": ("unmitigated", 0), "gated": Gated(("unmitigated", 0), ("mixed-twin", 0))})
+        >>> stored.cells["gated"].opened
+        ('unmitigated', 0)
     """
 
     acts: Activations = field(repr=False)
