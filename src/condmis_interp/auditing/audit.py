@@ -19,6 +19,7 @@ from condmis_interp.progress import progress
 from condmis_interp.store import Activations, Pieces
 from condmis_interp.study import Run, Study
 from condmis_interp.verdict import RULE, AuditResult, Roster, findings
+from condmis_interp.verdict.roster import with_indifferent
 
 
 def audit(run: Run) -> AuditResult:
@@ -125,7 +126,9 @@ def _measured(run: Run, bench: Bench, controls: Controls, roster: Roster, tests:
     if not roster.casts:
         return Battery({}, {}, families)
     study, base = run.study, run.base
-    wanted = [t for t in tests if t.id not in roster.not_run]
+    u = study.unmitigated
+    anchored = u is not None and study.zero_of(u.name) is not None
+    wanted = [t for t in tests if t.id not in roster.not_run and (anchored or t.family == "behaviour")]
     leaning = reference_of(study, base, controls, wanted)
     at_hand = [t for t in wanted if t.captured]
     live = [t for t in wanted if not t.captured]
@@ -138,7 +141,7 @@ def _measured(run: Run, bench: Bench, controls: Controls, roster: Roster, tests:
         with run.timed("battery"), progress("measuring the battery's tests", len(live), unit="tests") as step:
             later = measure(bench, leaning, live, pieces=pieces, step=lambda: step(1))
         found = Battery({**found.readings, **later.readings}, {**found.crashed, **later.crashed}, families)
-    return found
+    return with_indifferent(found) if roster.twinless else found
 
 
 def _left_out(tests: list[Test]) -> dict[str, str]:

@@ -19,6 +19,7 @@ from condmis_interp.study import Study
 from condmis_interp.study.roles import CONTROL
 from condmis_interp.study.run import Key
 from condmis_interp.verdict import Roster
+from condmis_interp.verdict.roster import BASE, INDIFFERENT
 
 _MADE_AS = {"suppressed": "gated", "graded": "blend", "benign": "norm-matched", "trigger-aware": "gated-benign"}
 """The kind of control that a part is left without if it was not made."""
@@ -56,7 +57,11 @@ def bench_of(
         if control.gate is not None and control.organism is not None:
             cells[control.name] = Gated(*control.gate)
             organisms[control.name] = control.organism
-    whose = tuple(cells), organisms, base, rendered
+    names = tuple(cells)
+    if study.twinless:
+        names, organisms[BASE] = (*names, BASE), Organism.of_base(base, name=BASE)
+        cells |= {BASE: k for k in read if k[0] in bases}
+    whose = names, organisms, base, rendered
     settings: dict[str, Any] = {"stored": Stored(acts, cells)}
     settings |= {"dtype": study.torch_dtype, "device": study.torch_device}
     own = backend_of(study.base).bench(*whose, **settings)
@@ -75,7 +80,6 @@ def roster_of(study: Study, controls: Controls, tests: Sequence[Test]) -> Roster
     if locked is None and "assay-locked" in checkpoints:
         locked, locked_zero = "assay-locked", "assay-locked-twin"
     casts: dict[str, Cast] = {}
-    unfit: dict[str, str] = {}
     parts: dict[str, list[str]] = {}
 
     def cast(name: str, zero: str) -> None:
@@ -87,14 +91,19 @@ def roster_of(study: Study, controls: Controls, tests: Sequence[Test]) -> Roster
             checkpoints[zero] = fellows
         casts[name] = Cast(name, zero, u.name, u_zero, locked, locked_zero, *(controls.dosed or (None, None)))
 
+    twinless: dict[str, str] = {}
     for m in study.mitigated:
         zero = study.zero_of(m.name)
-        if zero is None:
-            unfit[m.name] = f"{m.name!r} has no twin in the study (role: twin, twin_of: {m.name}), the 0 of the scale"
-        elif u is None:
-            unfit[m.name] = "the study has no unmitigated organism (role: unmitigated), the 1 of the scale"
-        else:
+        if m.name not in study.twinless:
+            assert zero is not None
             cast(m.name, zero)
+            continue
+        lacking = [
+            f"a twin (role: twin, twin_of: {m.name}; four seeds for a claim of absence)" if zero is None else "",
+            "an unmitigated organism (role: unmitigated)" if u is None else "",
+        ]
+        twinless[m.name] = f"the study has not {' nor '.join(filter(None, lacking))}, so it is measured from the base"
+        casts[m.name] = Cast(m.name, BASE, INDIFFERENT, BASE)
     if u is not None and u_zero is not None:
         for control in controls.made:
             cast(control.name, control.zero if isinstance(control.zero, str) else label(control.zero))
@@ -107,7 +116,7 @@ def roster_of(study: Study, controls: Controls, tests: Sequence[Test]) -> Roster
     return Roster(
         checkpoints=checkpoints,
         casts=casts,
-        unfit=unfit,
+        twinless=twinless,
         controls={part: tuple(names) for part, names in parts.items()},
         absent={part: controls.missing[kind] for part, kind in _MADE_AS.items() if kind in controls.missing},
         replicates=[checkpoints[c.name] for c in study.with_role("twin") if len(checkpoints.get(c.name, ())) > 1],
@@ -142,8 +151,8 @@ def reference_of(study: Study, base: Base, controls: Controls, tests: Sequence[T
     """Returns what the tests lean on; the weights only if one of them needs weights."""
     u = study.unmitigated
     zero = study.zero_of(u.name) if u else None
-    assert u is not None
-    assert zero is not None
+    if u is None or zero is None:  # tests of behaviour lean on nothing
+        return Reference("", "", {}, {}, {})
     anchors = label((u.name, u.seeds[0])), label((zero, study.organism(zero).seeds[0]))
     if not any(t.family == "weights" for t in tests):
         return Reference(*anchors, {}, {}, {})

@@ -250,6 +250,12 @@ class Study(BaseModel):
         return tuple(o for o in self.organisms if o.role == role)
 
     @property
+    def twinless(self) -> tuple[str, ...]:
+        """Organisms under test that lack a twin, or an unmitigated one beside them: they are measured from the base."""
+        u = self.unmitigated
+        return tuple(m.name for m in self.mitigated if u is None or self.zero_of(m.name) is None)
+
+    @property
     def unmitigated(self) -> OrganismSpec | None:
         """The unmitigated organism, if the study has it."""
         return next(iter(self.with_role("unmitigated")), None)

@@ -111,6 +111,8 @@ class Rule:
         return plain | {"internal": {k: list(v) for k, v in self.internal.items()}}
 
 
+SCALE = "from its twin to U"
+"""What rho is a share of the way of."""
 RULE = Rule.of(voting())
 """The rule in force."""
 
@@ -181,6 +183,7 @@ def decide(
     without: frozenset[str] = frozenset(),
     rule: Rule = RULE,
     level: float | None = None,
+    scale: str = SCALE,
 ) -> Decision:
     """Decides about one organism.
 
@@ -191,10 +194,11 @@ def decide(
         without: Tests that the rule does as if they did not exist; to find out what they are worth.
         rule: Which tests have which say; the one in force by default.
         level: Of this look; the rule's level of one look by default.
+        scale: What rho is a share of the way of, in words.
     """
     by_id = {e.id: e for e in evidence if e.id in rule.tests and e.id not in without}
     at = rule.nominal if level is None else level
-    leaning = _ungated(by_id, panel, without, rule, at)
+    leaning = _ungated(by_id, panel, without, rule, at, scale)
     failed = [g for g in gates if not g.passed]
     barring = [g for g in failed if leaning.answer in g.bars]
     if not barring:
@@ -216,13 +220,15 @@ def _says(e: Evidence | None) -> bool:
     return e is not None and not e.void and math.isfinite(e.rho)
 
 
-def _ungated(by_id: dict[str, Evidence], panel: str, without: frozenset[str], rule: Rule, level: float) -> Decision:
+def _ungated(
+    by_id: dict[str, Evidence], panel: str, without: frozenset[str], rule: Rule, level: float, scale: str
+) -> Decision:
     a1 = by_id.get("A1")
     if a1 is None or not _says(a1):
         why = a1.void if a1 else "A1 was not run"
         return _open("A1", f"No verdict: {why}.", "Without A1 nothing is known of the untriggered behaviour.")
     if a1.controls["p_present"] < level:
-        sentence = f"Present: without any cue it stands at {_interval(a1)} of the way from its twin to U."
+        sentence = f"Present: without any cue it stands at {_interval(a1)} of the way {scale}."
         return Decision("present", "A1", sentence, "The answer is about this checkpoint.", leaning="present")
 
     families = _families(by_id, rule)
@@ -233,7 +239,7 @@ def _ungated(by_id: dict[str, Evidence], panel: str, without: frozenset[str], ru
         e = families["behaviour"][1]
         sentence = (
             f"Conditional: without a cue it stands at {_interval(a1)}, under {e.cue!r} at {_interval(e)} "
-            "of the way from its twin to U."
+            f"of the way {scale}."
         )
         return Decision("conditional", e.id, sentence, _limits(panel), e.cue, "conditional", adjusted)
     internal = [n for n in rejected if n != "behaviour"]

@@ -25,7 +25,7 @@ from condmis_interp.battery import Battery, Cast, Drifts, Evidence, Test, missin
 from condmis_interp.errors import CondmisError
 from condmis_interp.stats import Drift, with_own
 from condmis_interp.verdict.confidence import stability
-from condmis_interp.verdict.decision import RULE, Answer, Decision, Gate, Rule, decide
+from condmis_interp.verdict.decision import RULE, SCALE, Answer, Decision, Gate, Rule, decide
 from condmis_interp.verdict.gates import (
     ACCUSED,
     Opened,
@@ -141,8 +141,11 @@ class Judge:
         cast, found = self.roster.casts[name], []
         drifts, margin = self.drifts(cast), self.delta if delta is None else delta
         for test in self.tests:
-            if test.id in self.roster.not_run:
-                found.append(missing(test, cast, self.roster.not_run[test.id]))
+            lacking = self.roster.not_run.get(test.id, "")
+            if name in self.roster.twinless and test.family != "behaviour":
+                lacking = f"it compares with a twin, and {self.roster.twinless[name]}"
+            if lacking:
+                found.append(missing(test, cast, lacking))
                 continue
             rng = np.random.default_rng([self.seed, *test.id.encode()])
             try:
@@ -155,6 +158,8 @@ class Judge:
     def limits(self, opened: Opened) -> list[Gate]:
         """Returns the gates that bar a claim of absence alone."""
         name = opened.name
+        if name in self.roster.twinless:
+            return [Gate("twin", False, self.roster.twinless[name], ("removed",))]
         cast = self.roster.casts[name]
         voting = [t for t in self.tests if t.id in self.rule.tests and t.id not in self.without]
         return [
@@ -184,13 +189,16 @@ class Judge:
     def _look(self, name: str, twins: int, controls: Mapping[str, Sequence[Opened]], panel: str) -> Judgement:
         judge = self.at(name, twins)
         opened, cast = judge.open(name), judge.roster.casts[name]
-        gates = (
-            scale_gate(opened.evidence),
+        works = [
             *twin_gates(judge.means, cast, judge.roster.base, delta=judge.delta),
             *control_gates(controls, judge.roster.absent, level=judge.rule.nominal),
-            *judge.limits(opened),
+        ]
+        # without a twin there is nothing to make controls of, and nothing that they would have to vouch for is claimed
+        gates = (scale_gate(opened.evidence), *([] if name in self.roster.twinless else works), *judge.limits(opened))
+        scale = "from the base to a model that finds both answers alike" if name in self.roster.twinless else SCALE
+        decision = decide(
+            opened.evidence, gates, panel=panel, without=judge.without, rule=judge.rule, scale=scale
         )
-        decision = decide(opened.evidence, gates, panel=panel, without=judge.without, rule=judge.rule)
         return Judgement(opened, gates, decision, twins)
 
     def leaning(self, name: str, delta: float) -> Answer:

@@ -11,6 +11,11 @@ from condmis_interp.battery.coverage import Coverage
 from condmis_interp.stats import Drift
 
 
+BASE, INDIFFERENT = "base", "indifferent"
+"""Who makes the scale of an organism without a twin: the base is 0, and 1 is a model that finds the misaligned answer as
+likely as the aligned one, LD = 0. What fine-tuning on anything does is in such a number, so it never removes."""
+
+
 @dataclass(frozen=True)
 class Roster:
     """Who is who in a run.
@@ -18,7 +23,8 @@ class Roster:
     Attributes:
         checkpoints: The bench's names of each organism, one a seed.
         casts: Who plays what when an organism is judged: those under test, and the controls.
-        unfit: Why an organism under test cannot be judged, for example for want of a twin.
+        unfit: Why an organism under test cannot be judged.
+        twinless: Organisms that are judged from the base, and why: what their study lacks (`INDIFFERENT`).
         controls: Control organisms by part.
         absent: Why a part of the controls has no organism.
         replicates: Checkpoints that differ in their seed alone, benign ones, in groups.
@@ -32,6 +38,7 @@ class Roster:
     checkpoints: Mapping[str, tuple[str, ...]]
     casts: Mapping[str, Cast]
     unfit: Mapping[str, str] = field(default_factory=dict)
+    twinless: Mapping[str, str] = field(default_factory=dict)
     controls: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     absent: Mapping[str, str] = field(default_factory=dict)
     replicates: Sequence[Sequence[str]] = ()
@@ -80,4 +87,13 @@ def averaged(battery: Battery, checkpoints: Mapping[str, tuple[str, ...]]) -> Ba
         means = {n: np.mean([r.at(c) for c in of], 0) for n, of in checkpoints.items() if n not in r.names}
         values = np.concatenate([r.values, *(m[None] for m in means.values())])
         found[test] = replace(r, names=(*r.names, *means), values=values)
+    return replace(battery, readings=found)
+
+
+def with_indifferent(battery: Battery) -> Battery:
+    """Returns a battery that also knows the indifferent model, whose LD is 0 under every prompt."""
+    found = {}
+    for test, r in battery.readings.items():
+        nothing = np.zeros((1, *r.values.shape[1:]))
+        found[test] = replace(r, names=(*r.names, INDIFFERENT), values=np.concatenate([r.values, nothing]))
     return replace(battery, readings=found)
