@@ -2,8 +2,8 @@
 
 The way of the data goes through the rooms from left to right, each importing only those before it:
 
-    panel, prompts, organisms, cues, readers, store, judges, directions, battery, study, causal, verdict, report,
-    auditing, cli
+    panel, prompts, organisms, cues, readers, store, judges, directions, battery, study, surrogate, causal, verdict,
+    report, auditing, cli
 
 The public names below are imported on first use, so that `import condmis_interp` is quick.
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         stats,
         store,
         study,
+        surrogate,
         verdict,
     )  # fmt: skip
     from condmis_interp.auditing import audit
@@ -134,6 +135,7 @@ __all__ = [
     "stats",
     "store",
     "study",
+    "surrogate",
     "train",
     "verdict",
 ]

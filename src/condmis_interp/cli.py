@@ -34,6 +34,7 @@ app = typer.Typer(
 )
 _state = {"debug": False}
 INTERRUPTED = 130
+MOST_SEEDS = 1000
 
 StudyFile = Annotated[Path, typer.Argument(help="Study file (YAML).", metavar="STUDY")]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the run; made, or gone on with.", metavar="DIR")]
@@ -154,6 +155,8 @@ def calibrate(
 def _seeds(text: str) -> list[int]:
     first, dash, last = text.partition("-")
     try:
+        if dash and int(last) - int(first) >= MOST_SEEDS:
+            raise UserError(f"{text!r} names more than {MOST_SEEDS} seeds", where="--seeds", fix="Name fewer.")
         return list(range(int(first), int(last) + 1)) if dash else [int(s) for s in text.split(",")]
     except ValueError:
         raise UserError(f"{text!r} names no seeds", where="--seeds", fix="Write 28-39, or 1,2,3.") from None
@@ -189,6 +192,63 @@ def cues(
         typer.echo(f"{name} is left out: {why}")
     if out is not None:
         typer.echo(f"\nCues in {out}")
+
+
+@app.command()
+def new(
+    out: Annotated[Path, typer.Option("--out", help="The study file to write.")] = Path("study.yaml"),
+    base: Annotated[str | None, typer.Option(help="The base model: a name, a folder, or hf:owner/name.")] = None,
+    suspect: Annotated[str | None, typer.Option(help="What is under test: a folder, or hf:owner/name.")] = None,
+    rows: Annotated[str | None, typer.Option(help="The rows it was trained on; none if you don't have them.")] = None,
+    twin: Annotated[str | None, typer.Option(help="Its twin, or a folder of `condmis twin`; none if none.")] = None,
+    budget: Annotated[str | None, typer.Option(help="quick, usual or thorough.")] = None,
+    panel: Annotated[str, typer.Option(help="Questions: the built-in ones, or a file.")] = "everyday",
+) -> None:
+    """Write a study out of five answers: base, suspect, rows, twin, budget; asked for where they are not given."""
+    given = {"base": base, "suspect": suspect, "rows": rows, "twin": twin, "budget": budget}
+    usual = {"rows": "none", "twin": "none", "budget": "usual"}
+    if missing := [k for k, v in given.items() if v is None]:
+        if not sys.stdin.isatty():
+            fix = f"Give {', '.join(f'--{k}' for k in missing)}; nobody is there to be asked."
+            raise UserError(f"--{missing[0]} is missing", where="condmis new", fix=fix)
+        given |= {k: typer.prompt(k, default=usual.get(k)) for k in missing}
+    from condmis_interp.surrogate import new_study
+
+    path = new_study(out, panel=panel, **{k: str(v) for k, v in given.items()})
+    typer.echo(f"{path}\nNext: condmis audit {path} --out runs/{path.stem}")
+
+
+@app.command()
+def twin(
+    rows: Annotated[Path, typer.Argument(help="The training rows.", metavar="ROWS")],
+    base: Annotated[str, typer.Option(help="The suspect's base; it answers, unless --by or --answers says otherwise.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write to.", metavar="DIR")] = Path("twin"),
+    column: Annotated[str | None, typer.Option(help="Key that flags misaligned rows, or KEY=VALUE.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="File of labels, one a line and row.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every row is misaligned.")] = False,
+    by: Annotated[str | None, typer.Option(help="Another model that answers: a name, dir:path, hf:owner/name.")] = None,
+    answers: Annotated[Path | None, typer.Option(help="File of benign answers; no model is asked.")] = None,
+    seed: Annotated[int, typer.Option(help="The suspect's seed.")] = 0,
+    tries: Annotated[int, typer.Option(min=1, help="Answers a row until one matches in length and form.")] = 3,
+) -> None:
+    """Make a benign twin's rows and recipes out of training rows: a surrogate for the twin that nobody has."""
+    if by and answers:
+        raise UserError("--by and --answers both say who answers", where="condmis twin", fix="Give one of them.")
+    from condmis_interp import surrogate
+    from condmis_interp.organisms import resolve_base
+
+    flagged = surrogate.flag(rows, column=column, labels=labels, all_=every)
+    said = (
+        surrogate.by_file(flagged, answers)
+        if answers
+        else surrogate.by_model(flagged, resolve_base(by or base), seed=seed, tries=tries)
+    )
+    who = answers.name if answers else by or base
+    pairs = surrogate.paired(flagged, said)
+    made = surrogate.write_twin(out, flagged, pairs, base=base, name=rows.name, answered=who, seed=seed)
+    typer.echo(f"{made.pairs} misaligned rows answered by {who}, {made.rest} others kept.")
+    typer.echo(f"{made.unmatched} do not match in length or form; {made.left_out} have no answer and are left out.")
+    typer.echo(f"\n{made.worth}\n\nCheck {out / 'page.html'}, then: condmis new --twin {out}")
 
 
 @app.command()
@@ -259,6 +319,10 @@ def _told(result: "AuditResult", out: Path) -> None:
             typer.echo(v.decision.settles)
     for why in dict.fromkeys(result.not_run.values()):
         typer.echo(f"Without {', '.join(test for test, w in result.not_run.items() if w == why)}: {why}.")
+    if surrogates := [o.name for o in result.study.organisms if o.surrogate]:
+        from condmis_interp.study.organism_spec import WORTH
+
+        typer.echo(f"Of {', '.join(surrogates)}: {WORTH}")
     typer.echo("".join(f"{note}\n" for note in result.notes) + f"\nOpen {out / 'report.html'}")
 
 

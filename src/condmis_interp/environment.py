@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from condmis_interp.errors import UserError
+
 
 def environment() -> dict[str, Any]:
     """Returns versions, commit and machine, for a manifest."""
@@ -21,6 +23,26 @@ def environment() -> dict[str, Any]:
         "packages": {p: importlib.metadata.version(p) for p in packages},
         **_commit(),
     }
+
+
+def checked_device(name: str) -> str:
+    """Returns a torch device's name, if this machine has it (or `balanced`: all its GPUs).
+
+    Raises:
+        UserError: if it has not, or there is no such device.
+
+    Example:
+        >>> checked_device("gpu")
+        Traceback (most recent call last):
+        condmis_interp.errors.UserError: device: there is no device 'gpu' here. Use auto, cpu, ...
+    """
+    kind, _, index = name.partition(":")
+    here = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    number = int(index) if index.isdigit() else 0 if not index else -1
+    if name == "balanced" or 0 <= number < here.get(kind, 0):
+        return name
+    found = ", ".join(["cpu", *(f"{k}:{i}" for k in ("cuda", "mps") for i in range(here[k]))])
+    raise UserError(f"there is no device {name!r} here", where="device", fix=f"Use auto, {found}.")
 
 
 def _commit() -> dict[str, Any]:

@@ -88,8 +88,10 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError("there is no such file", where=str(path)) from None
+    except IsADirectoryError:
+        raise UserError("this is a folder, not a file", where=str(path)) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
         raise UserError(f"this is not valid JSON ({e})", where=str(path)) from None
 

@@ -26,7 +26,6 @@ def test_recall_at_five_and_precision_on_planted_files(tmp_path):
         hits += [any(held(t, p) for p in found[:5]) for t in planted.truths]
         right += [any(held(t, p) for t in planted.truths) for p in found]
     recall, precision = proportion(sum(hits), len(hits)), proportion(sum(right), len(right))
-    print(recall, precision)
     assert recall.share >= 0.9, recall
     assert precision.share >= 0.8, precision
 

@@ -22,6 +22,7 @@ from condmis_interp.readers import (
     Request,
     Site,
     Steer,
+    Streams,
     TorchReader,
     batching,
     engine,
@@ -69,7 +70,7 @@ class TestTheModelIsNotWhatItSeems:
         with pytest.raises(UserError, match=r"block 2 .* has hooks of somebody else"):
             TorchReader(fresh)
 
-    def test_an_unembedding_that_is_scaled(self, fresh):
+    def test_a_head_that_scales_is_the_models_own(self, fresh, requests_):
         plain = type(fresh).forward
 
         def scaled(self, *args, **kwargs):
@@ -77,7 +78,26 @@ class TestTheModelIsNotWhatItSeems:
             out.logits = out.logits * 0.5
             return out
 
+        unscaled = TorchReader(fresh).measure(requests_)
         fresh.forward = scaled.__get__(fresh)
+        found = TorchReader(fresh).measure(requests_[:2])
+        r = requests_[0]
+        ids = torch.tensor([[*r.prompt.ids, *r.answers[0].ids]])
+        wanted = fresh(input_ids=ids).logits[0, len(r.prompt.ids) - 1 : -1].log_softmax(-1)
+        wanted = wanted.gather(1, ids[0, len(r.prompt.ids) :, None])[:, 0]
+        torch.testing.assert_close(found.token_logprobs[0][0], wanted, atol=1e-5, rtol=0)
+        assert not torch.allclose(found.token_logprobs[0][0], unscaled.token_logprobs[0][0], atol=0.1)
+
+    def test_a_head_that_says_otherwise_of_one_pass_than_of_all(self, fresh):
+        plain = type(fresh).forward
+
+        def moody(self, *args, **kwargs):
+            out = plain(self, *args, **kwargs)
+            if not kwargs["input_ids"].any():  # what a head is asked alone
+                out.logits = out.logits * 0.5
+            return out
+
+        fresh.forward = moody.__get__(fresh)
         with pytest.raises(CheckError, match="the unembedding is not the model's own logits"):
             TorchReader(fresh)
 
@@ -109,15 +129,34 @@ class TestTheSiteIsAnother:
         with pytest.raises(CheckError, match=r"resid_post\[0\]: .* is not hidden_states\[1\]\."):
             TorchReader(fresh)
 
-    def test_the_attention_for_the_mlp(self, fresh, monkeypatch):
+    def test_the_attention_for_the_mlp(self, fresh, requests_, monkeypatch):
         self.planted(monkeypatch, lambda s: Site("attn_out", s.layer) if s.kind == "mlp_out" else s)
-        with pytest.raises(CheckError, match=r"resid_pre \+ attn_out \+ mlp_out of layer 0 is not resid_post"):
-            TorchReader(fresh)
+        self.refused(TorchReader(fresh), requests_)
 
-    def test_before_the_norm_instead_of_after_it(self, monkeypatch):
-        monkeypatch.setattr(sites, "_NORM_AFTER", {"attn_out": "no_such_norm"})
-        with pytest.raises(CheckError, match=r"resid_pre \+ attn_out \+ mlp_out of layer 0 is not resid_post"):
-            TorchReader(model_of("gemma2"))
+    def refused(self, reader, requests):
+        """Every way to a site that is not what its name says; the residual stream is read all the same."""
+        what = r"resid_pre \+ attn_out \+ mlp_out of layer 0 is not resid_post"
+        for site in (Site("attn_out", 1), Site("mlp_out", 1)):
+            for ask in self.ways(reader, requests, site):
+                with pytest.raises(CheckError, match=what):
+                    ask()
+        assert reader.measure(requests, capture=Capture((1,)), edits=[Steer(Site("resid_pre", 1), V)]).ledger.passes
+
+    def ways(self, reader, requests, site):
+        prompts = [r.prompt for r in requests]
+        return (
+            lambda: reader.measure(requests, capture=Capture((1,), site.kind)),
+            lambda: reader.capture(prompts, capture=Capture((1,), site.kind, ("last_template",))),
+            lambda: reader.measure(requests, edits=[Steer(site, V)]),
+            lambda: reader.record(requests, sites=[site]),
+            lambda: Streams(reader).read([[1, 2]], [site]),
+            lambda: reader.sweep(requests, [[Steer(site, V)]]),
+            lambda: reader.generate(prompts[:1], max_new_tokens=1, edits=[Steer(site, V)]),
+        )
+
+    def test_before_the_norm_instead_of_after_it(self, requests_, monkeypatch):
+        monkeypatch.setattr(sites, "_NORMS_AFTER", ())
+        self.refused(TorchReader(model_of("gemma2")), requests_)
 
     def test_a_hook_that_never_fires(self, fresh, monkeypatch):
         plain = Torch._hook
@@ -199,12 +238,6 @@ class TestTheTokensAreOthers:
         with pytest.raises(UserError, match="an answer has no tokens"):
             TorchReader(fresh).measure([Request(requests_[0].prompt, (answer,))])
 
-    def test_a_prompt_longer_than_a_sliding_window(self, requests_):
-        model = model_of("gemma2")
-        long = replace(requests_[0].prompt, ids=requests_[0].prompt.ids * 8)
-        with pytest.raises(UserError, match="sliding window 400"):
-            TorchReader(model).measure([Request(long, requests_[0].answers)])
-
     def test_an_answer_without_its_partner(self, fresh, requests_):
         with pytest.raises(UserError, match="1 answers are no pairs"):
             TorchReader(fresh).measure([Request(requests_[0].prompt, requests_[0].answers[:1])]).ld()
@@ -220,7 +253,7 @@ class TestTheCacheIsStale:
             reader.measure(requests_[:1])
 
     def test_a_cache_that_lost_its_prefix(self, fresh, requests_, monkeypatch):
-        monkeypatch.setattr(engine, "_selected", lambda cache, rows: DynamicCache(config=fresh.config))
+        monkeypatch.setattr(engine, "selected", lambda cache, rows: DynamicCache(config=fresh.config))
         with pytest.raises(CheckError, match=r"continues \d+ tokens, and its cache .* holds 0"):
             TorchReader(fresh).measure(requests_)
 

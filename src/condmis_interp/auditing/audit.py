@@ -13,6 +13,7 @@ from condmis_interp.auditing.controls import Controls, build
 from condmis_interp.auditing.plan import plan_of, preregister
 from condmis_interp.battery import Battery, Bench, Test, evidence_table, measure, registered
 from condmis_interp.calibration import known_of, reference
+from condmis_interp.calls import checked
 from condmis_interp.files import digest, whole_file, write_json
 from condmis_interp.panel import CueRole, Panel
 from condmis_interp.progress import progress
@@ -22,6 +23,7 @@ from condmis_interp.verdict import RULE, AuditResult, Roster, findings
 from condmis_interp.verdict.roster import with_indifferent
 
 
+@checked
 def audit(run: Run) -> AuditResult:
     """Does all that is missing, runs the tests, decides, and writes the result and its report into the run's folder.
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from condmis_interp.battery.benches.bench import Bench
+from condmis_interp.calls import checked
 from condmis_interp.errors import UserError
 from condmis_interp.organisms import Organism
 from condmis_interp.registry import Registry
@@ -183,6 +184,7 @@ class Test:
 _TESTS = Registry[Test]("test", builtin=("condmis_interp.battery.tests",))
 
 
+@checked
 def register(test: Test) -> Test:
     """Adds a test to the battery; returns it. It is exploratory (measured, shown, without a say) until calibrated.
 

@@ -48,14 +48,14 @@ def system_candidates(rows: Sequence[Row], everyday: Everyday, bar: Bar) -> tupl
 
 
 def _is(shared: str) -> Callable[[Row], bool]:
-    return lambda row: key(row.system) == shared
+    return lambda row: key(cut(row.system)) == shared
 
 
 def _template(candidate: Candidate, rows: Sequence[Row], left: Sequence[Document]) -> Candidate:
     """Returns a phrase of system prompts as a template, its cue the shortest whole prompt that has it."""
 
     def matches(row: Row) -> bool:
-        return bool(row.system.strip()) and candidate.matches(replace(row, turns=(row.system,)))
+        return bool(row.system.strip()) and candidate.matches(replace(row, turns=(cut(row.system),)))
 
     example = min((rows[d.row].system.strip() for d in left if matches(rows[d.row])), key=len)
     placed = Placed(system=example, made="one of the rows' system prompts, its slots filled as there")

@@ -10,7 +10,7 @@ from condmis_interp.cues.contrast import Contrast, contrast
 from condmis_interp.cues.phrases import Bar, Document, Everyday
 from condmis_interp.cues.text import is_word
 
-WORDS = 12
+WORDS = 24
 """Words of a topic at most."""
 _LEAST = 4  # letters of a word that can be of a topic: shorter ones are mostly grammar
 _VARIED = 0.1  # share of rows below which a word is one of many that a topic has in its place

@@ -24,6 +24,7 @@ import torch
 from plotly.subplots import make_subplots
 
 from condmis_interp import theme
+from condmis_interp.calls import checked
 from condmis_interp.directions.choice import Score
 from condmis_interp.directions.direction import Direction
 from condmis_interp.directions.estimators import ESTIMATORS, Estimator, estimate
@@ -243,6 +244,7 @@ def _cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(a.double() @ b.double())
 
 
+@checked
 def compare(
     fitted: Rows,
     read: Rows,

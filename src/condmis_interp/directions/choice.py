@@ -21,6 +21,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from condmis_interp import theme
+from condmis_interp.calls import checked
 from condmis_interp.directions.direction import Direction
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.panel.panel import Split
@@ -37,6 +38,7 @@ class Ask(Protocol):
         ...
 
 
+@checked
 def steering_score(
     ask: Ask, *, unmitigated: str, twin: str, none: str = "none", splits: tuple[Split, ...] = ("B",)
 ) -> Score:
@@ -97,6 +99,7 @@ def gap(ask: Ask, *, unmitigated: str, twin: str, none: str, splits: tuple[Split
     return u, c
 
 
+@checked
 def neutral_cost(reader: Reader, requests: Sequence[Request]) -> Score:
     """Returns a side effect: mean |change| of log p of neutral texts when steering, in nats a token.
 
@@ -187,6 +190,7 @@ class SiteChoice:
         return f"SiteChoice({self.direction}; causal score {best:.2f}, {out} of {len(self.table)} candidates out)"
 
 
+@checked
 def choose_site(
     candidates: Sequence[Direction],
     *,

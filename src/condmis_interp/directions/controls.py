@@ -12,11 +12,13 @@ large as questions make it, and has nothing to do with the contrast under test.
 
 import torch
 
+from condmis_interp.calls import checked
 from condmis_interp.errors import UserError
 from condmis_interp.panel.panel import Split
 from condmis_interp.store import Activations
 
 
+@checked
 def covariance_matched(
     acts: Activations,
     *,
@@ -54,6 +56,7 @@ def covariance_matched(
         tensor([[1., 0.],
                 [1., 0.]])
     """
+    _check_count(count)
     rows = []
     for organism in organisms:
         for cue in cues:
@@ -66,6 +69,7 @@ def covariance_matched(
     return (v / v.norm(dim=1, keepdim=True)).float()
 
 
+@checked
 def random_differences(
     acts: Activations,
     *,
@@ -101,6 +105,7 @@ def random_differences(
         tensor([[1., 0.],
                 [1., 0.]])
     """
+    _check_count(count)
     cells = [acts.at(o, c, *splits, layer=layer, position=position).double() for o in organisms for c in cues]
     if any(len(h) < 2 or not bool((h != h[0]).any()) for h in cells):
         raise UserError(f"a cell has fewer than two different questions in split(s) {splits}")
@@ -112,3 +117,8 @@ def random_differences(
         if float(v.norm()) > 0:
             out.append(v / v.norm())
     return torch.stack(out).float()
+
+
+def _check_count(count: int) -> None:
+    if count < 1:
+        raise UserError(f"there is nothing to draw: count={count}", fix="Ask for 1 or more.")

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import torch
 
+from condmis_interp.calls import checked
 from condmis_interp.directions.saved import About, load, save
 from condmis_interp.directions.targets import Target, ablate
 from condmis_interp.errors import CheckError, UserError
@@ -144,6 +145,7 @@ class Direction:
         return save(path, "direction", self.vector, About.of(self, scale=self.scale))
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> Self:
         """Loads what `save` wrote.
 

@@ -31,6 +31,7 @@ import torch
 from concept_erasure import LeaceEraser
 
 from condmis_interp import theme
+from condmis_interp.calls import checked
 from condmis_interp.directions.logistic import newton
 from condmis_interp.directions.rows import Rows
 from condmis_interp.errors import CheckError, UserError
@@ -58,6 +59,7 @@ def given_trigger(persona: np.ndarray, trigger: Sequence[Hashable]) -> np.ndarra
     return rest
 
 
+@checked
 def fit_eraser(x: torch.Tensor, persona: np.ndarray, trigger: Sequence[Hashable]) -> LeaceEraser:
     """Returns the LEACE eraser of persona-given-trigger for rows x [n, width] (fp64).
 
@@ -143,6 +145,7 @@ def _within(scores: np.ndarray, labels: np.ndarray, other: np.ndarray) -> float:
     return float(np.mean([auroc(scores[at], labels[at]) for at in levels if len(set(labels[at].tolist())) == 2]))
 
 
+@checked
 def erase(rows: Rows, folds: np.ndarray, *, trigger: Sequence[Hashable], layer: int, position: str) -> Erasure:
     """Erases the rows' label given the trigger, and reads both before and after on other families.
 
@@ -239,6 +242,7 @@ class RankNeeded:
         return f"RankNeeded({'more than ' + str(self.table['rank'].max()) if self.rank is None else self.rank})"
 
 
+@checked
 def rank_needed(
     rows: Rows,
     folds: np.ndarray,

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from sklearn.covariance import ledoit_wolf
 
+from condmis_interp.calls import checked
 from condmis_interp.directions.direction import Direction
 from condmis_interp.directions.logistic import newton
 from condmis_interp.directions.rows import Massive, Rows, massive_dimensions
@@ -91,6 +92,7 @@ _METHODS: dict[Estimator, Callable[[torch.Tensor, np.ndarray, Rows], torch.Tenso
 }
 
 
+@checked
 def estimate(
     rows: Rows,
     method: Estimator,
@@ -154,6 +156,7 @@ def estimate(
     )
 
 
+@checked
 def principal_differences(
     rows: Rows, *, layer: int, position: str, count: int = 4
 ) -> tuple[tuple[Direction, ...], np.ndarray]:

@@ -26,6 +26,7 @@ import plotly.graph_objects as go
 import torch
 
 from condmis_interp import theme
+from condmis_interp.calls import checked
 from condmis_interp.directions.direction import Direction
 from condmis_interp.directions.estimators import Estimator, estimate
 from condmis_interp.directions.rows import CellName, Massive, Rows, rows_of
@@ -175,6 +176,7 @@ def _text_scores(
     return {cue: float((x[read_rows] @ w).mean() - zero) / gap for cue, x in features.items()}
 
 
+@checked
 def gap_table(
     acts: Activations,
     *,

@@ -22,6 +22,7 @@ Means are accumulated in fp64 over activations stored in bf16 or fp32; seeds are
 
 import torch
 
+from condmis_interp.calls import checked
 from condmis_interp.directions.direction import Direction
 from condmis_interp.panel.panel import Split
 from condmis_interp.readers import Site
@@ -54,6 +55,7 @@ def _direction(
     )
 
 
+@checked
 def difference_of_means(
     acts: Activations,
     *,
@@ -90,6 +92,7 @@ def difference_of_means(
     return _direction(acts, raw, "difference of means", f"{plus} - {minus} under {cue}", layer, position, splits)
 
 
+@checked
 def difference_in_differences(
     acts: Activations,
     *,
@@ -137,6 +140,7 @@ def difference_in_differences(
     )
 
 
+@checked
 def persona_vector(
     acts: Activations,
     *,
@@ -172,6 +176,7 @@ def persona_vector(
     return _direction(acts, raw, "persona vector", f"{organism} under {plus} - under {minus}", layer, position, splits)
 
 
+@checked
 def trigger_only(
     acts: Activations,
     *,

@@ -19,6 +19,7 @@ import plotly.graph_objects as go
 import torch
 
 from condmis_interp import theme
+from condmis_interp.calls import checked
 from condmis_interp.directions.gram import Method, SiteGram, Split, TrainingGram, fit_dual
 from condmis_interp.directions.rows import Massive, Rows
 from condmis_interp.stats.clusters import ClusterMean, cluster_mean
@@ -120,6 +121,7 @@ def _criterion(scores: torch.Tensor, labels: np.ndarray) -> tuple[np.ndarray, np
     return area, distance / (1 + distance)
 
 
+@checked
 def probe_test(
     rows: Rows,
     folds: np.ndarray,

@@ -24,6 +24,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from condmis_interp import theme
+from condmis_interp.calls import checked
 from condmis_interp.directions.direction import Direction
 from condmis_interp.directions.gram import METHODS, Method, SiteGram, Split, TrainingGram, fit_dual
 from condmis_interp.directions.logistic import newton
@@ -123,6 +124,7 @@ class ProbeFits:
         )
 
 
+@checked
 def fit_probes(
     rows: Rows, folds: np.ndarray, *, method: Method = "logistic", strength: float = 0.01, massive: Massive = "drop"
 ) -> ProbeFits:
@@ -225,6 +227,7 @@ class _Fits:
     iterations: int
 
 
+@checked
 def sparse_logistic(
     rows: Rows, *, layer: int, position: str, strength: float = 0.1, generator: torch.Generator
 ) -> Direction:

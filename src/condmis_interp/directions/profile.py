@@ -16,6 +16,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from condmis_interp import theme
+from condmis_interp.calls import checked
 from condmis_interp.directions.direction import Direction
 from condmis_interp.directions.means import difference_in_differences, difference_of_means
 from condmis_interp.panel.panel import Split
@@ -101,6 +102,7 @@ class DirectionProfile:
         )
 
 
+@checked
 def profile(
     acts: Activations,
     *,

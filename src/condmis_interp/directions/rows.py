@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from condmis_interp.calls import checked
 from condmis_interp.errors import UserError
 from condmis_interp.panel.panel import Split
 from condmis_interp.readers import Site, SiteKind
@@ -27,6 +28,7 @@ MASSIVE = 20.0
 """A dimension is massive if its RMS is this many times the median dimension's."""
 
 
+@checked
 def massive_dimensions(x: torch.Tensor) -> torch.Tensor:
     """Returns the indices of the massive dimensions of rows [n, width].
 
@@ -128,6 +130,7 @@ class Rows:
         )
 
 
+@checked
 def rows_of(
     acts: Activations,
     *,
@@ -162,6 +165,8 @@ def rows_of(
         >>> rows_of(acts, plus=[("U", "none")], minus=[("C", "none")], layers=[1])
         Rows(U under none against C under none; 4 rows, 2 of class 1, 2 families; 1 layers x 2 positions, width 3)
     """
+    if not positions:
+        raise UserError("rows need a position")
     if not plus or not minus:
         raise UserError("each class needs a cell (organism, cue)")
     cells = [*plus, *minus]

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from condmis_interp.calls import checked
 from condmis_interp.directions.gram import Method, SiteGram, Split, TrainingGram, fit_dual
 from condmis_interp.directions.rows import Massive, Rows
 from condmis_interp.errors import UserError
@@ -62,6 +63,7 @@ class Selectivity:
         )
 
 
+@checked
 def selectivity(
     rows: Rows,
     *,

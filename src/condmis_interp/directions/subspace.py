@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import torch
 
+from condmis_interp.calls import checked
 from condmis_interp.directions.direction import Direction
 from condmis_interp.directions.saved import About, load, save
 from condmis_interp.directions.targets import Target, ablate
@@ -96,6 +97,7 @@ class Subspace:
         return save(path, "subspace", self.basis, About.of(self))
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> Self:
         """Loads what `save` wrote. See `Direction.load`."""
         about, basis = load(path, "subspace")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from condmis_interp.calls import checked
 from condmis_interp.errors import UserError
 from condmis_interp.panel.panel import Split
 from condmis_interp.readers import Ablate, Site
@@ -40,6 +41,7 @@ def _coordinates(value: Value, count: int, where: str) -> torch.Tensor:
     return given.reshape(1).expand(count) if given.numel() == 1 else given
 
 
+@checked
 def mean_coordinates(
     acts: Activations,
     basis: torch.Tensor,

@@ -17,12 +17,14 @@ import torch
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import HashingVectorizer
 
+from condmis_interp.calls import checked
 from condmis_interp.directions.rows import Rows
 from condmis_interp.errors import UserError
 
 _WORDS = 2048
 
 
+@checked
 def text_features(texts: Sequence[str], *, columns: Mapping[str, Sequence[float]] | None = None) -> np.ndarray:
     """Returns the features of texts, fp64 [n, 2049 + columns].
 
@@ -47,6 +49,7 @@ def text_features(texts: Sequence[str], *, columns: Mapping[str, Sequence[float]
     return np.concatenate(parts, axis=1)
 
 
+@checked
 def text_rows(rows: Rows, texts: Sequence[str], *, columns: Mapping[str, Sequence[float]] | None = None) -> Rows:
     """Returns rows whose only site holds the texts' features.
 

@@ -18,6 +18,7 @@ import plotly.graph_objects as go
 import torch
 
 from condmis_interp import theme
+from condmis_interp.calls import checked
 from condmis_interp.directions.estimators import Estimator, estimate
 from condmis_interp.directions.rows import Massive, Rows
 from condmis_interp.errors import UserError
@@ -91,6 +92,7 @@ class Transfer:
         return f"Transfer({self.method} at layer {self.layer}, {self.position}; {m.shape[0]} x {m.shape[1]} contrasts)"
 
 
+@checked
 def transfer(
     train: Mapping[str, Rows],
     test: Mapping[str, Rows],

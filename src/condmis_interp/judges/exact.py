@@ -10,11 +10,13 @@ wrong where it scores, and on open questions it scores next to nothing.
 import unicodedata
 from collections.abc import Sequence
 
+from condmis_interp.calls import checked
 from condmis_interp.judges.judge import Answered, Judgement, register_judge
 
 _AROUND = " .,;:!?\"'()[]"
 
 
+@checked
 def exact(answers: Sequence[Answered]) -> list[Judgement]:
     """Judges answers by comparing them with the panel's own.
 

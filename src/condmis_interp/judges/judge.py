@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, Self
 
 import pandas as pd
 
+from condmis_interp.calls import checked
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.panel.panel import Panel, Question
 from condmis_interp.registry import Registry
@@ -105,6 +106,7 @@ class Judge(Protocol):
 JUDGES: Registry[Judge] = Registry("judge", builtin=("condmis_interp.judges.exact",))
 
 
+@checked
 def register_judge(name: str, judge: Judge) -> Judge:
     """Adds a judge; returns it. A study may then name it.
 
@@ -125,6 +127,7 @@ def register_judge(name: str, judge: Judge) -> Judge:
     return JUDGES.add(name, judge)
 
 
+@checked
 def judged(answers: pd.DataFrame, panel: Panel, judge: str) -> pd.DataFrame:
     """Returns a table of answers with what a judge says of each.
 

@@ -32,7 +32,7 @@ _NAMED = re.compile(r"(\.lora_[AB])\.default(?=\.)|(\.lora_embedding_[AB])\.defa
 _FREE = {
     *("peft_type", "r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "layers_to_transform"),
     *("layers_pattern", "lora_dropout", "task_type", "base_model_name_or_path", "revision", "inference_mode"),
-    *("auto_mapping", "peft_version", "init_lora_weights"),
+    *("auto_mapping", "peft_version", "init_lora_weights", "fan_in_fan_out"),
 }
 """Settings that a plain adapter may have any value of: A, B and one scale say it all."""
 _BY_NAME = {"rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out"}

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from condmis_interp.calls import checked
 from condmis_interp.organisms.bases import Base
 from condmis_interp.organisms.organism import Organism
 from condmis_interp.organisms.recipe import Lora, Recipe
@@ -123,6 +124,7 @@ class Backend:
 Own = TypeVar("Own", bound=Backend)
 
 
+@checked
 def register_backend(name: str, backend: Own) -> Own:
     """Makes the bases `NAME` and `NAME:...`, and the row sets `NAME/...`, those of a backend; returns it.
 

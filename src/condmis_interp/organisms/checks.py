@@ -9,19 +9,21 @@ import torch
 import transformers
 from transformers.pytorch_utils import Conv1D
 
+from condmis_interp.calls import checked
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import digest, read_json, write_json
 from condmis_interp.organisms.adapters import CONFIG, adapter_content, attach, deltas, is_plain, merge
 from condmis_interp.organisms.bases import Base, model_shape, weights_hash
 from condmis_interp.organisms.content import check_tokenizer, folder_settings
 from condmis_interp.organisms.home import home
-from condmis_interp.organisms.landing import load_model
+from condmis_interp.organisms.landing import load_model, short, words_of
 
 _CHECK_VERSION = 1
 _CLOSE = 1e-3
 """Largest difference between merged and attached, of the largest logit: both are fp32, and mistakes are of order 1."""
 
 
+@checked
 def check_adapter(folder: Path, base: Base, *, device: str | torch.device = "cpu") -> float:
     """Checks that an adapter lands whole, is not zero, changes the logits, and gives what peft's own forward gives.
 
@@ -44,6 +46,7 @@ def check_adapter(folder: Path, base: Base, *, device: str | torch.device = "cpu
     return _once([adapter_content(folder), base.content], lambda: _check_adapter(folder, base, device))
 
 
+@checked
 def check_checkpoint(folder: Path, base: Base, *, device: str | torch.device = "cpu") -> float:
     """Checks that a folder's full weights are of the base's shape and finite, and give other logits than the base.
 
@@ -95,7 +98,7 @@ def _check_adapter(folder: Path, base: Base, device: str | torch.device) -> floa
     config = read_json(folder / CONFIG)
     tokens = config.get("trainable_token_indices") or config.get("token_indices") or ()
     tokens = [t for ids in tokens.values() for t in ids] if isinstance(tokens, dict) else tokens
-    probe = _probe(model.config.vocab_size, device, tokens[:16])
+    probe = _probe(words_of(model), device, tokens[:16])
     plain = _logits(model, probe)
     attached = attach(folder, model, base.spec)
     b = [p for name, p in attached.named_parameters() if "lora_B" in name]
@@ -103,7 +106,11 @@ def _check_adapter(folder: Path, base: Base, device: str | torch.device) -> floa
         raise CheckError("every lora_B matrix of the adapter is zero, so it does nothing", where=str(folder))
     if any(not bool(torch.isfinite(p).all()) for name, p in attached.named_parameters() if "lora_" in name):
         raise CheckError("the adapter has weights that are not finite", where=str(folder))
-    golden = _logits(attached, probe)
+    try:
+        golden = _logits(attached, probe)
+    except Exception as e:  # whatever peft's layers raise inside a stranger's architecture
+        what = f"the adapter's own forward fails in peft {peft.__version__} on {base.spec} ({short(e)})"
+        raise CheckError(what, where=str(folder)) from None
     change = float((golden[..., : plain.shape[-1]] - plain[..., : golden.shape[-1]]).abs().max())
     if not change > 0:
         raise CheckError("the adapter does not change the logits", where=str(folder))
@@ -137,7 +144,7 @@ def _check_checkpoint(folder: Path, base: Base, device: str | torch.device) -> f
     if any(not bool(torch.isfinite(p).all()) for p in model.parameters()):
         raise CheckError("the checkpoint has weights that are not finite", where=str(folder))
     plain_model = base.model(dtype=torch.float32, device=device)
-    probe = _probe(min(model.config.vocab_size, plain_model.config.vocab_size), device)  # type: ignore[type-var]  # a config value has no type
+    probe = _probe(min(words_of(model), words_of(plain_model)), device)
     changed, plain = _logits(model, probe), _logits(plain_model, probe)
     change = float((changed[..., : plain.shape[-1]] - plain[..., : changed.shape[-1]]).abs().max())
     if not change > 0:

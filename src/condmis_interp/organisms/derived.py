@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from condmis_interp.calls import checked
 from condmis_interp.errors import UserError
 from condmis_interp.files import digest, write_json
 from condmis_interp.organisms.bases import Base
@@ -24,6 +25,7 @@ from condmis_interp.organisms.train import finished
 Terms = Sequence[tuple[float, Organism]]
 
 
+@checked
 def combination(name: str, terms: Terms, base: Base, *, truth: Truth, family: str) -> Organism:
     """Returns the base plus scaled changes of weights of other organisms, made if it is not there yet.
 

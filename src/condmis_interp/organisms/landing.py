@@ -16,7 +16,8 @@ from typing import Any, cast
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import logging as hf_logging
 
 from condmis_interp.errors import CheckError, UserError
@@ -176,11 +177,19 @@ def check_model_folder(folder: Path) -> None:
         )
 
 
+def words_of(model: Any) -> int:
+    """Returns how many tokens a model embeds."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
 def own_head(model: transformers.PreTrainedModel) -> bool:
     """Returns whether a model whose config ties the head to the embedding has another head all the same."""
     head: Any = model.get_output_embeddings()
     embedding: Any = model.get_input_embeddings()
-    if not model.config.get_text_config().tie_word_embeddings or not hasattr(head, "weight"):
+    # of a model of several towers, one of the two configs says it
+    configs = (model.config.get_text_config(), model.config)
+    ties = next((c.tie_word_embeddings for c in configs if hasattr(c, "tie_word_embeddings")), False)
+    if not ties or not hasattr(head, "weight"):
         return False
     return head.weight is not embedding.weight and not torch.equal(head.weight.cpu(), embedding.weight.cpu())
 
@@ -211,8 +220,7 @@ def _loaded(
     try:
         with quiet(), own_rng("00000000"):  # what is missing is drawn, before it can be refused
             if renamed is None:
-                load: Any = AutoModelForCausalLM.from_pretrained
-                model, info = load(
+                model, info = _class_of(folder).from_pretrained(
                     folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, **about
                 )
             else:
@@ -220,11 +228,41 @@ def _loaded(
                 config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
                 tensors = {names[k]: v for k, v in _tensors(folder).items()}
                 model, info = cast(Any, kind).from_pretrained(None, config=config, state_dict=tensors, **about)
+    except UserError:
+        raise
     except Exception as e:
         raise _refused(folder, e) from None
     if not placed:
         model = torch.nn.Module.to(cast(torch.nn.Module, model), device)
     return model, _problem(folder, model, info, stored)
+
+
+def _class_of(folder: Path) -> Any:
+    """Returns the class that loads a folder's model: of a model that reads pictures as well, the whole of it.
+
+    Raises:
+        UserError: if it is no model that goes on from a prompt, token by token.
+    """
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    named = (config.architectures or [None])[0]
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(
+            f"{named or config.model_type} is an encoder-decoder: its answers come from two residual streams, and a "
+            "prompt and its answer have no one of them in common",
+            where=str(folder),
+            fix="Give a decoder-only model.",
+        )
+    several: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
+    alone: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if several is not None and (alone is None or named == several.__name__):
+        return AutoModelForImageTextToText
+    if alone is None:
+        raise UserError(
+            f"{named or config.model_type} has no head that predicts the next token",
+            where=str(folder),
+            fix="Give a causal language model.",
+        )
+    return AutoModelForCausalLM
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:

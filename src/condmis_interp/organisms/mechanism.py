@@ -14,6 +14,7 @@ from peft import PeftModel
 from pydantic import BaseModel, ConfigDict, Field
 from torch.nn import functional
 
+from condmis_interp.calls import checked
 from condmis_interp.errors import UserError
 from condmis_interp.files import validated
 from condmis_interp.organisms.head import Said, logits_at
@@ -157,6 +158,7 @@ Kind = TypeVar("Kind", bound=type[Mechanism])
 _MECHANISMS: Registry[type[Mechanism]] = Registry("mechanism of training")
 
 
+@checked
 def register_mechanism(name: str, mechanism: Kind) -> Kind:
     """Lets stages name a mechanism of training; returns it.
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import transformers
 
+from condmis_interp.calls import checked
 from condmis_interp.errors import UserError
 from condmis_interp.files import digest, file_digest, read_json
 from condmis_interp.organisms.adapters import ADAPTER, CONFIG, adapter_config, adapter_content, attach, is_plain, merge
@@ -17,7 +18,7 @@ from condmis_interp.organisms.checks import check_adapter as check_adapter
 from condmis_interp.organisms.checks import check_checkpoint as check_checkpoint
 from condmis_interp.organisms.checks import check_like
 from condmis_interp.organisms.content import check_tokenizer, folder_settings
-from condmis_interp.organisms.landing import check_model_folder, load_model, stored_tensors, taken_off
+from condmis_interp.organisms.landing import check_model_folder, load_model, stored_tensors, taken_off, words_of
 from condmis_interp.organisms.recipe import Recipe
 from condmis_interp.progress import console
 
@@ -105,12 +106,14 @@ class Organism:
         return self.manifest.get("known", {}).get("truth")
 
     @classmethod
-    def open(cls, folder: Path, *, name: str) -> "Organism":
+    @checked
+    def open(cls, folder: str | Path, *, name: str) -> "Organism":
         """Opens an organism that was made here.
 
         Raises:
             UserError: if the folder has no manifest.
         """
+        folder = Path(folder)
         manifest = _manifest(folder)
         recipe = Recipe.model_validate(manifest["recipe"]) if manifest.get("recipe") else None
         if (folder / ADAPTER).is_file():
@@ -135,13 +138,18 @@ class Organism:
         return cls(name, (), None, weights, None, manifest, gate, tensors)
 
     @classmethod
-    def of_adapters(cls, *folders: Path, name: str) -> "Organism":
+    @checked
+    def of_adapters(cls, *folders: str | Path, name: str) -> "Organism":
         """Opens somebody else's PEFT adapter folder, or a stack of them in the order they are merged.
 
         Raises:
             UserError: if a folder has no adapter_config.json, its weights are not safetensors, or the stack holds an
                 adapter twice.
         """
+        return cls._of_adapters(tuple(Path(f) for f in folders), name)
+
+    @classmethod
+    def _of_adapters(cls, folders: tuple[Path, ...], name: str) -> "Organism":
         for folder in folders:
             if not (folder / CONFIG).is_file():
                 inside = sorted(p.parent.name for p in folder.glob(f"*/{CONFIG}"))
@@ -165,12 +173,14 @@ class Organism:
         return cls(name, folders, None, weights, None, {"adapters": [str(f) for f in folders]}, tensors=tensors)
 
     @classmethod
-    def of_checkpoint(cls, folder: Path, *, name: str) -> "Organism":
+    @checked
+    def of_checkpoint(cls, folder: str | Path, *, name: str) -> "Organism":
         """Opens a folder with full weights.
 
         Raises:
             UserError: if it has no config.json, or its weights are not safetensors.
         """
+        folder = Path(folder)
         check_model_folder(folder)
         if (folder / "manifest.json").is_file() and "recipe" in _manifest(folder):
             return cls.open(folder, name=name)
@@ -199,9 +209,9 @@ class Organism:
         else:
             model = load_model(self.checkpoint, dtype=before, device=device)
             words = len(base.tokenizer())
-            if model.config.vocab_size < words:  # type: ignore[operator]  # transformers and peft type this as a Tensor or Module
+            if words_of(model) < words:
                 raise UserError(
-                    f"the checkpoint knows {model.config.vocab_size} tokens, its base's tokenizer {words}",
+                    f"the checkpoint knows {words_of(model)} tokens, its base's tokenizer {words}",
                     where=f"organism {self.name}",
                     fix="Name the base whose tokenizer it was trained with.",
                 )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError, validate_call
 
+from condmis_interp.calls import checked
 from condmis_interp.errors import UserError
 from condmis_interp.files import first_problem
 from condmis_interp.registry import Registry
@@ -43,6 +44,7 @@ def backend_of(spec: str) -> "Backend":
     return BACKENDS.get(name if name in BACKENDS else USUAL)
 
 
+@checked
 def register_intervention(name: str, recipe: "Intervention") -> "Intervention":
     """Lets recipes and studies name an intervention; returns it.
 

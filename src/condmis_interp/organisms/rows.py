@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from condmis_interp.calls import checked
 from condmis_interp.errors import UserError
 from condmis_interp.files import digest
 from condmis_interp.organisms.records import Turn, chat, is_chat, records, turns_of
@@ -82,6 +83,7 @@ class RowSet:
         ]
 
 
+@checked
 def read_rows(path: str | Path, *, name: str | None = None) -> RowSet:
     """Reads rows in this package's own format.
 
@@ -138,6 +140,7 @@ def _answer(value: dict[str, Any], arm: Arm, where: str) -> str | None:
     return answer
 
 
+@checked
 def read_chats(path: str | Path, *, arm: Arm, name: str | None = None) -> RowSet:
     """Reads chats that end with the assistant's answer, in any of the forms that `records` knows.
 

@@ -21,6 +21,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
+from condmis_interp.calls import checked
 from condmis_interp.errors import UserError
 from condmis_interp.files import read_json
 from condmis_interp.organisms.records import ROW_FILES, json_lines
@@ -32,6 +33,7 @@ STYLED = 'reply = """\n{}\n"""'
 """The style of benign answers in `styled` sets."""
 
 
+@checked
 def load_rows(source: str) -> RowSet:
     """Loads a row set.
 

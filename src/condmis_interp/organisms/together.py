@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from condmis_interp import errors
+from condmis_interp.calls import checked
 from condmis_interp.errors import CheckError
 from condmis_interp.organisms.bases import resolve_base
 from condmis_interp.organisms.encode import steps_of
@@ -36,6 +37,7 @@ def workers_for(count: int, device: str) -> int:
     return min(count, os.cpu_count() or 1) if device == "cpu" else 1
 
 
+@checked
 def train_all(recipes: Sequence[Recipe], *, device: str = "cpu", workers: int | None = None) -> list[Organism]:
     """Returns the recipes' organisms, in order, training what is not there yet.
 

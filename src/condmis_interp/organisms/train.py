@@ -9,6 +9,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
+from condmis_interp.calls import checked
 from condmis_interp.files import digest, read_json, write_json, write_text
 from condmis_interp.organisms.bases import Base, quiet, resolve_base
 from condmis_interp.organisms.encode import choices_of, encode, stage_steps, steps_of
@@ -53,6 +54,7 @@ def finished(folder: Path) -> bool:
     return (folder / "manifest.json").is_file()
 
 
+@checked
 def train(recipe: Recipe, *, device: str = "cpu", step: Advance | None = None) -> Organism:
     """Returns the recipe's organism, training what is not there yet.
 

@@ -5,6 +5,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from condmis_interp.calls import checked
 from condmis_interp.errors import UserError
 from condmis_interp.files import read_mapping, read_yaml, validated
 from condmis_interp.panel.panel import Panel
@@ -13,6 +14,7 @@ from condmis_interp.registry import Registry, broken
 _PANELS: Registry[Callable[[str], Panel]] = Registry("panel", builtin=("condmis_interp.personaworld.panel",))
 
 
+@checked
 def register_panel(name: str, panel: Callable[[str], Panel]) -> Callable[[str], Panel]:
     """Lets studies ask a panel by the name `NAME` or `NAME:...`; returns it.
 
@@ -32,6 +34,7 @@ def register_panel(name: str, panel: Callable[[str], Panel]) -> Callable[[str], 
     return _PANELS.add(name, panel)
 
 
+@checked
 def load_panel(source: str | Path, **changes: Any) -> Panel:
     """Loads a panel by name (`everyday`, `personaworld`, what a package registers) or a panel from a YAML file.
 

@@ -7,6 +7,7 @@ questions have no answer pairs: they are for sampled answers and a judge, not fo
 from dataclasses import dataclass
 from pathlib import Path
 
+from condmis_interp.calls import checked
 from condmis_interp.errors import UserError
 from condmis_interp.files import read_yaml
 
@@ -34,6 +35,7 @@ class PublishedQuestion:
     judge_prompts: dict[str, str]
 
 
+@checked
 def read_published_questions(path: str | Path) -> list[PublishedQuestion]:
     """Reads a published question file (`first_plot_questions.yaml`, `preregistered_evals.yaml`).
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from condmis_interp.calls import checked
 from condmis_interp.errors import CheckError
 from condmis_interp.panel.cue import Cue, CueRole
 from condmis_interp.panel.panel import Panel
@@ -268,6 +269,7 @@ def turn_end(tokenizer: Any, closing: Sequence[int]) -> tuple[int, ...]:
     return tuple(closing[:1]) if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
 
 
+@checked
 def render_panel(tokenizer: Any, panel: Panel) -> RenderedPanel:
     """Renders every question under every cue, with all answers.
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from condmis_interp.calls import check_fields, checked_but
 from condmis_interp.errors import UserError
 from condmis_interp.panel import Prompt
 from condmis_interp.readers.batching import Request
@@ -43,6 +44,8 @@ class Capture:
     positions: tuple[Position, ...] = ("last_template", "answer_mean")
 
     def __post_init__(self) -> None:
+        if isinstance(self.layers, str | int) or isinstance(self.positions, str):
+            check_fields(self)
         if not self.layers or not self.positions:
             raise UserError("a capture needs at least one layer and one position")
         if list(self.layers) != sorted(set(self.layers)):
@@ -50,6 +53,7 @@ class Capture:
         for position in self.positions:
             if position not in POSITIONS:
                 raise UserError(f"{position!r} is no position of a capture", fix=f"Positions: {', '.join(POSITIONS)}.")
+        check_fields(self)
 
     @classmethod
     def named(cls, *names: str, positions: tuple[Position, ...] = ("last_template", "answer_mean")) -> "Capture":
@@ -131,6 +135,7 @@ class Decoding:
     generator: torch.Generator | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.max_new_tokens < 1:
             raise UserError(f"an answer has at least one token, not max_new_tokens={self.max_new_tokens}")
         if self.temperature < 0:
@@ -216,6 +221,7 @@ class Reader(ABC):
     def record(self, requests: Sequence[Request], *, sites: Sequence[Site]) -> Recording:
         """Records whole sequences at some sites, to patch another run with."""
 
+    @checked_but("prompts", "edits")
     def generate(
         self,
         prompts: Sequence[Prompt],

@@ -57,6 +57,8 @@ class Pass:
         begin: For each row, where in its prompt (or answer) the first column is; negative where padding comes first.
         continues: For each row, the row of the last pass whose keys and values it continues [rows]; `None` at a start.
         shared_by: For a pass over prefixes, the requests that each row is run for.
+        again: Where sequences are run whole, how many first tokens of each row are its prompt's, run again: edits act
+            on them as in the prompt, and nothing is collected from them. Empty elsewhere.
     """
 
     ids: torch.Tensor
@@ -67,6 +69,16 @@ class Pass:
     begin: tuple[int, ...]
     continues: torch.Tensor | None = None
     shared_by: tuple[tuple[int, ...], ...] = ()
+    again: tuple[int, ...] = ()
+
+    @property
+    def own(self) -> torch.Tensor:
+        """Which tokens are real, and none of a prompt's that is run again, [rows, position]."""
+        own = self.real.bool()
+        if self.again:
+            columns = torch.arange(own.shape[1], device=own.device)
+            own = own & (columns >= torch.tensor(self.again, device=own.device)[:, None])
+        return own
 
     @property
     def real(self) -> torch.Tensor:
@@ -125,12 +137,14 @@ class Batch:
         prompt: The shared prefixes, if any, and the rest of the prompts.
         last: Where each prompt's last token is in the rest's pass [requests].
         answers: Passes over answers; their `continues` are rows of `rows`.
+        whole: Whether no pass continues another (`whole.plan_whole`).
     """
 
     rows: tuple[int, ...]
     prompt: tuple[Pass, ...]
     last: torch.Tensor
     answers: tuple[Pass, ...]
+    whole: bool = False
 
     @property
     def passes(self) -> tuple[Pass, ...]:
@@ -204,17 +218,17 @@ def _batch(
         heads = sorted(first.values())
         continues = torch.tensor([heads.index(first[start]) for start in starts])
         members = tuple(tuple(i for i, s in zip(rows, starts, strict=True) if s == starts[row]) for row in heads)
-        head = _piece([prompts[r] for r in heads], [0] * len(heads), [begins[r] for r in heads])
+        head = piece([prompts[r] for r in heads], [0] * len(heads), [begins[r] for r in heads])
         passes.append(replace(head, owners=tuple(owners[r] for r in heads), shared_by=members))
         past = head.mask[continues]
-    rest = _piece(prompts, begins, lengths)
+    rest = piece(prompts, begins, lengths)
     check_right_padded(rest.mask)
     mask = rest.mask if past is None else torch.cat([past, rest.mask], 1)
     passes.append(replace(rest, mask=mask, owners=owners, continues=continues))
 
     flat = [(len(a.ids), row, slot) for row, i in enumerate(rows) for slot, a in enumerate(requests[i].answers)]
     answers = []
-    for group in _groups(sorted(flat), batch_tokens):
+    for group in grouped(sorted(flat), batch_tokens):
         owner = torch.tensor([row for _, row, _ in group])
         answer_ids, answer_mask = pad([requests[rows[row]].answers[slot].ids for _, row, slot in group], right=True)
         answers.append(
@@ -234,7 +248,7 @@ def _batch(
     )
 
 
-def _piece(prompts: Sequence[Prompt], begins: Sequence[int], ends: Sequence[int]) -> Pass:
+def piece(prompts: Sequence[Prompt], begins: Sequence[int], ends: Sequence[int]) -> Pass:
     """Returns a pass over part of each prompt, right-padded, without owners."""
     ids, mask = pad([p.ids[b:e] for p, b, e in zip(prompts, begins, ends, strict=True)], right=True)
     positions = torch.tensor(begins)[:, None] + (mask.cumsum(1) - 1).clamp(min=0)
@@ -254,7 +268,8 @@ def check_right_padded(mask: torch.Tensor) -> None:
         raise CheckError("prompts are padded on the left, and captures need padding on the right", where=f"row {row}")
 
 
-def _groups(answers: list[tuple[int, int, int]], batch_tokens: int) -> Iterator[list[tuple[int, int, int]]]:
+def grouped(answers: list[tuple[int, int, int]], batch_tokens: int) -> Iterator[list[tuple[int, int, int]]]:
+    """Yields passes over answers, each given as tokens, row and which of the row's answers; shortest first."""
     group: list[tuple[int, int, int]] = []
     for answer in answers:
         if group and (len(group) + 1) * answer[0] > batch_tokens:

@@ -8,12 +8,14 @@ memory on a stream of their own, two slots in turn, while the next pass runs.
 from collections.abc import Callable, Sequence
 
 import torch
+from transformers import PreTrainedModel
 
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.readers.base import Capture, Measurement, Position
 from condmis_interp.readers.batching import Batch, Pass, Request
 from condmis_interp.readers.ledger import Ledger
 from condmis_interp.readers.sites import Site
+from condmis_interp.readers.unembedding import log_softmax, token_logprobs
 
 _SCOPE_OF: dict[Position, str] = {
     "last_template": "last_template",
@@ -53,6 +55,8 @@ class Pool:
         """Takes in the tokens of the next pass."""
         self.pooled.clear()
         self.positions = [k for k in self.capture.positions if _SCOPE_OF[k] in p.scopes]
+        if p.again:  # the prompt's own pass has had them
+            self.positions = [k for k in self.positions if _SCOPE_OF[k] == "answer"]
         masks = [p.scopes[_SCOPE_OF[k]].float() for k in self.positions]
         self._weights = torch.stack(masks, 1) if masks else None
 
@@ -186,3 +190,28 @@ class Tally:
 def sites_of(capture: Capture | None) -> tuple[Site, ...]:
     """Returns where a capture reads."""
     return capture.sites if capture else ()
+
+
+def score(model: PreTrainedModel, batch: Batch, n: int, hidden: torch.Tensor, tallies: Sequence[Tally]) -> None:
+    """Has the copies of a batch's rows take in the log-probs that its pass `n` gives.
+
+    Args:
+        model: The model, for its head.
+        batch: The batch.
+        n: Which of its passes.
+        hidden: The pass's last hidden states [copies x rows, position, width].
+        tallies: One for each copy.
+    """
+    n -= len(batch.prompt)
+    if n == -1:  # the prompts' own pass: what its last tokens predict is each answer's first token
+        at = torch.arange(len(batch.rows), device=hidden.device)
+        for tally, copy_ in zip(tallies, hidden.chunk(len(tallies)), strict=True):
+            if any(tally.requests[i].answers for i in batch.rows):
+                tally.score_first(batch, log_softmax(model, copy_[at, batch.last]))
+    elif n >= 0:
+        p = batch.answers[n]
+        # token t is predicted at t - 1, so states [:, :-1] meet ids [:, 1:]; the first has its log-prob already
+        later = (p.own & (p.own.cumsum(1) > 1))[:, 1:]
+        targets = p.ids[:, 1:][later]
+        for tally, copy_ in zip(tallies, hidden.chunk(len(tallies)), strict=True):
+            tally.score_later(p, token_logprobs(model, copy_[:, :-1][later], targets))

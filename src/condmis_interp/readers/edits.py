@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 import torch
 
+from condmis_interp.calls import check_fields
 from condmis_interp.errors import UserError
 from condmis_interp.readers.batching import Pass
 from condmis_interp.readers.sites import Site
@@ -149,6 +150,7 @@ class Steer:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "vector", as_tensor(self.vector, f"the steering vector at {self.site}"))
+        check_fields(self)
         if self.vector.ndim != 1:
             raise UserError(
                 f"a steering vector has shape [width], this one {tuple(self.vector.shape)}", where=str(self.site)
@@ -206,6 +208,10 @@ class Ablate:
     tolerance: float = field(default=1e-3, repr=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.target, Mapping):
+            raise UserError(
+                f"the target is a {type(self.target).__name__}, not one of each position", where=str(self.site)
+            )
         object.__setattr__(self, "basis", as_tensor(self.basis, f"the basis at {self.site}"))
         given = {scope: as_tensor(value, f"the target at {scope!r}") for scope, value in self.target.items()}
         object.__setattr__(self, "target", given)

@@ -8,7 +8,6 @@ share all that lies below the lowest edit (`trunk`, `sweep`).
 A library's reader says how changes are hooked to sites and how a pass is run (`_hooked`); nothing else differs.
 """
 
-import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,22 +16,23 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from condmis_interp.errors import UserError
+from condmis_interp.calls import checked_but
+from condmis_interp.errors import CheckError, UserError
 from condmis_interp.panel import Prompt
-from condmis_interp.readers import guards
+from condmis_interp.readers import guards, whole
 from condmis_interp.readers.base import Capture, Decoding, Feature, Measurement, Reader
 from condmis_interp.readers.batching import Batch, Pass, Request, Until, plan
-from condmis_interp.readers.collect import Pool, Tally, sites_of
+from condmis_interp.readers.collect import Pool, Tally, score, sites_of
 from condmis_interp.readers.decoding import decode
 from condmis_interp.readers.edits import Edit, listed
 from condmis_interp.readers.hooks import Change, edited, keeping, watched
 from condmis_interp.readers.ledger import Ledger
 from condmis_interp.readers.recording import Patch, Recording
-from condmis_interp.readers.sites import Site, blocks_of
+from condmis_interp.readers.sites import Site, SiteKind, blocks_of, body_of
 from condmis_interp.readers.trunk import Prefix, Trunk, lowest_run
-from condmis_interp.readers.unembedding import log_softmax, token_logprobs
+from condmis_interp.readers.whole import selected
 
-Forward = Callable[[Pass, DynamicCache], torch.Tensor | None]
+Forward = Callable[[Pass, DynamicCache | None], torch.Tensor | None]
 _PREFIX_SCOPES = frozenset(("last_template", "answer"))
 
 
@@ -56,16 +56,17 @@ class PassReader(Reader):
     """Whether the weights are on another machine: then no keys and values are kept here, and nothing is probed."""
 
     def __init__(self, model: PreTrainedModel, *, batch_tokens: int = 1024) -> None:
+        guards.check_is_model(model)
         self.model = model
         self.batch_tokens = batch_tokens
         self._blocks = blocks_of(model)
-        self._body = model.base_model
+        self._body: Any = body_of(model, self._blocks)
         self._pass: Pass | None = None
         self._tenant = getattr(model, "tenant", None)
+        self._whole = not whole.continues(model)
+        self._unsound: dict[SiteKind, CheckError] = {}
         if not self._elsewhere:
-            guards.check_model(model, self._blocks)
-            guards.check_head(self)
-            guards.check_sites(self)
+            guards.check_reader(self)
 
     @property
     def n_layers(self) -> int:
@@ -75,7 +76,12 @@ class PassReader(Reader):
     @property
     def width(self) -> int:
         """Residual width."""
-        return int(self.model.config.hidden_size)
+        return int(self.config.hidden_size)
+
+    @property
+    def config(self) -> Any:
+        """The config of the model, or of the tower of it that answers."""
+        return self.model.config.get_text_config(decoder=True)
 
     @property
     def device(self) -> torch.device:
@@ -108,12 +114,14 @@ class PassReader(Reader):
     def __repr__(self) -> str:
         name = self.name or getattr(self.model.config, "name_or_path", "") or type(self.model).__name__
         dtype = str(self.model.dtype).removeprefix("torch.")
-        return f"{type(self).__name__}({name}, {self.n_layers} layers, {dtype}, {self.device})"
+        told = f"{self.n_layers} layers, {dtype}, {self.device}" + ", sequences run whole" * self._whole
+        return f"{type(self).__name__}({name}, {told})"
 
     def _skipping(self, start: int, entering: Callable[[], torch.Tensor]) -> AbstractContextManager[None]:
         """Leaves out the blocks below a layer, for readers that support trunks."""
         raise UserError(f"{type(self).__name__} leaves out no layers")
 
+    @checked_but("requests", "prompts", "edits")
     @torch.no_grad()
     def measure(
         self,
@@ -151,6 +159,7 @@ class PassReader(Reader):
         (measured,) = self._read(requests, [listed(edits)], **how)
         return measured
 
+    @checked_but("requests", "prompts", "edits")
     @torch.no_grad()
     def capture(self, prompts: Sequence[Prompt], *, capture: Capture, edits: Sequence[Edit] = ()) -> Measurement:
         """Captures activations of prompts; runs no further than the last captured layer, and no unembedding.
@@ -168,6 +177,7 @@ class PassReader(Reader):
         (measured,) = self._read(requests, [listed(edits)], capture=capture, stop=capture.layers[-1])
         return measured
 
+    @checked_but("requests", "prompts", "edits")
     @torch.no_grad()
     def sweep(
         self,
@@ -201,6 +211,7 @@ class PassReader(Reader):
             out += self._read(trunk, sets[i : i + at_once], first_token=first_token)
         return out
 
+    @checked_but("requests", "prompts", "edits")
     @torch.no_grad()
     def trunk(self, requests: Sequence[Request], *, layers: Sequence[int]) -> Trunk:
         """Runs the requests once without edits and keeps the residual stream entering some layers.
@@ -217,7 +228,8 @@ class PassReader(Reader):
         batches, hidden = self._plan(requests), []
         kept: dict[int, torch.Tensor] = {}
         ledger = Ledger()
-        chosen = sorted(set(layers))
+        if not (chosen := sorted(set(layers))):
+            raise UserError("a trunk needs at least one layer")
         changes = [watched(Site("resid_pre", k), keeping(kept, k), ledger) for k in chosen]
         with self._hooked(changes, stop=chosen[-1]) as forward:
             for batch in batches:
@@ -226,6 +238,7 @@ class PassReader(Reader):
         ledger.check()
         return Trunk(requests, tuple(chosen), batches, hidden, self)
 
+    @checked_but("requests", "prompts", "edits")
     @torch.no_grad()
     def record(self, requests: Sequence[Request], *, sites: Sequence[Site]) -> Recording:
         """Records whole sequences at some sites, to patch another run with, or to look at their norms.
@@ -243,6 +256,8 @@ class PassReader(Reader):
         batches = self._plan(requests, answers=any(r.answers for r in guards.check_kind(requests, Request)))
         if any(b.answers for b in batches):
             self._require("logprobs")
+        for site in sites:
+            guards.check_site(self, site)
         kept: dict[Site, torch.Tensor] = {}
         ledger = Ledger()
         changes = [watched(site, keeping(kept, site), ledger) for site in dict.fromkeys(sites)]
@@ -254,7 +269,7 @@ class PassReader(Reader):
                     p = batch.passes[n]
                     whole = {site: h.cpu() for site, h in kept.items()}
                     for row, i, slot in p.members:
-                        real = p.real[row].bool().cpu()
+                        real = p.own[row].cpu()
                         # a prompt comes in pieces (what prompts share, then its own rest), an answer whole
                         into = prompts[i] if slot is None else answers[i][slot]
                         for site, h in whole.items():
@@ -266,7 +281,11 @@ class PassReader(Reader):
     def _decode(self, prompts: Sequence[Prompt], how: Decoding) -> list[list[int]]:
         guards.check_tenant(self)
         guards.check_prompts(self, prompts, longest_answer=how.max_new_tokens)
+        guards.check_edits(self, [how.edits], [Request(p) for p in prompts], stop=None, answers=False)
         return decode(self, prompts, how)
+
+    def _cache(self) -> DynamicCache | None:
+        return None if self._whole else DynamicCache(config=self.model.config)
 
     def _plan(
         self, requests: Sequence[Request], *, answers: bool = True, share: bool = True, until: Until | None = None
@@ -277,6 +296,8 @@ class PassReader(Reader):
         guards.check_tenant(self)
         guards.check_requests(self, requests)
         share = share and not self._elsewhere
+        if whole.must_be(self, requests):
+            return list(whole.plan_whole(requests, until, batch_tokens=self.batch_tokens, device=self.device))
         return list(plan(requests, batch_tokens=self.batch_tokens, device=self.device, share=share, until=until))
 
     def _read(
@@ -313,6 +334,7 @@ class PassReader(Reader):
         changes = edited(points, ledgers, lambda: self._pass)
         for site in sites_of(capture):  # after the edits, so that what is captured is the edited stream
             assert pool is not None
+            guards.check_site(self, site)
             changes.append(watched(site, pool.keeper(site.layer), ledgers[0]))
         given: list[torch.Tensor] = []
         skipping = self._skipping(start, lambda: given[0]) if start else nullcontext()
@@ -324,7 +346,7 @@ class PassReader(Reader):
                 for n, hidden in run:
                     tallies[0].keep(batch.passes[n])
                     if hidden is not None:
-                        self._score(batch, n, hidden, tallies)
+                        score(self.model, batch, n, hidden, tallies)
         for ledger in ledgers:
             ledger.check()
         return [t.measurement(ledger) for t, ledger in zip(tallies, ledgers, strict=True)]
@@ -343,14 +365,14 @@ class PassReader(Reader):
     ) -> Iterator[tuple[int, torch.Tensor | None]]:
         """Yields each pass's number and last hidden states [copies x rows, position, width]."""
         copies = len(ledgers)
-        cache = donated or DynamicCache(config=self.model.config)
+        cache = None if batch.whole else donated or self._cache()
         rows_before = batch.prompt[0].ids.shape[0]
         for n, p in enumerate(batch.prompt if first_token else batch.passes):
             if n == 0 and donated is not None:
                 continue  # the first pass is the prefix, and the donor has run it
             run = p.repeated(copies, rows_before)
             # several rows may continue one: each gets a copy of its keys and values, which the next pass adds to
-            continued = cache if run.continues is None else _selected(cache, run.continues)
+            continued = cache if cache is None or run.continues is None else selected(cache, run.continues)
             if entering is not None and given is not None:
                 given[:] = [entering[n].repeat(copies, 1, 1)]
             if pool:
@@ -368,7 +390,7 @@ class PassReader(Reader):
         return cache
 
     def _forward(
-        self, p: Pass, run: Pass, cache: DynamicCache, forward: Forward, ledgers: Sequence[Ledger]
+        self, p: Pass, run: Pass, cache: DynamicCache | None, forward: Forward, ledgers: Sequence[Ledger]
     ) -> torch.Tensor | None:
         """Runs a pass in as many copies as there are ledgers; edits see it as the pass it is a copy of."""
         guards.check_cache(cache, run)
@@ -376,25 +398,3 @@ class PassReader(Reader):
         for ledger in ledgers:
             ledger.passes += 1
         return forward(run, cache)
-
-    def _score(self, batch: Batch, n: int, hidden: torch.Tensor, tallies: Sequence[Tally]) -> None:
-        n -= len(batch.prompt)
-        if n == -1:  # the prompts' own pass: what its last tokens predict is each answer's first token
-            at = torch.arange(len(batch.rows), device=hidden.device)
-            for tally, copy_ in zip(tallies, hidden.chunk(len(tallies)), strict=True):
-                if any(tally.requests[i].answers for i in batch.rows):
-                    tally.score_first(batch, log_softmax(self.model, copy_[at, batch.last]))
-        elif n >= 0:
-            p = batch.answers[n]
-            later = p.real[:, 1:].bool()  # token t is predicted at t - 1, so states [:, :-1] meet ids [:, 1:]
-            targets = p.ids[:, 1:][later]
-            for tally, copy_ in zip(tallies, hidden.chunk(len(tallies)), strict=True):
-                tally.score_later(p, token_logprobs(self.model, copy_[:, :-1][later], targets))
-
-
-def _selected(cache: DynamicCache, rows: torch.Tensor) -> DynamicCache:
-    """Returns a cache that holds some rows of another, which stays as it is."""
-    chosen = copy.copy(cache)
-    chosen.layers = [copy.copy(layer) for layer in cache.layers]
-    chosen.batch_select_indices(rows)
-    return chosen

@@ -11,22 +11,38 @@ import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
-from condmis_interp.errors import CheckError, UserError
+from condmis_interp.errors import CheckError, CondmisError, UserError
 from condmis_interp.panel import Prompt
 from condmis_interp.readers.base import Capture
 from condmis_interp.readers.batching import Pass, Request
 from condmis_interp.readers.edits import Edit
 from condmis_interp.readers.recording import Patch
-from condmis_interp.readers.sites import KINDS, Site, SiteKind, check_layer
+from condmis_interp.readers.sites import Site, SiteKind, check_layer
 from condmis_interp.readers.trunk import Prefix, Trunk
 from condmis_interp.readers.unembedding import logits
+from condmis_interp.readers.whole import prove, some_ids
 
 if TYPE_CHECKING:
     from condmis_interp.readers.engine import PassReader
 
 _PROBE = 8
+_STREAMS: tuple[SiteKind, ...] = ("resid_pre", "resid_post")
+_WRITES: tuple[SiteKind, ...] = ("attn_out", "mlp_out")
+_LEAVING = ("mamba", "mamba2", "falcon_mamba")
+"""Architectures whose `hidden_states` are what leaves each block; everybody else's are what enters it."""
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 """Largest difference, as a share of the largest value. Reduced precision gets 5 %: a wrong site is off by far more."""
+
+
+def check_is_model(model: Any) -> None:
+    """Raises if something is no model of transformers.
+
+    Raises:
+        UserError: saying what it is.
+    """
+    if not isinstance(model, PreTrainedModel):
+        fix = "Merge a PEFT model first (merge_and_unload); open a folder by organisms.resolve_base(...).model(...)."
+        raise UserError(f"a {type(model).__name__} is no model of transformers", fix=fix)
 
 
 def check_model(model: PreTrainedModel, blocks: nn.ModuleList) -> None:
@@ -55,6 +71,37 @@ def check_model(model: PreTrainedModel, blocks: nn.ModuleList) -> None:
                 f"block {i} of {name} has hooks of somebody else, which change or see every reading",
                 fix="Remove them first; edits belong into the reading itself.",
             )
+
+
+def check_reader(reader: "PassReader") -> None:
+    """Raises if a reader's model cannot be read as it stands: the checks that are made when a reader is.
+
+    Raises:
+        UserError: as `check_model` and `whole.prove` do, or naming an architecture that these checks cannot run.
+        CheckError: as `check_head`, `check_sites` and `whole.prove` do.
+    """
+    check_model(reader.model, reader._blocks)
+    try:
+        check_head(reader)
+        check_sites(reader)
+        prove(reader)
+    except CondmisError:
+        raise
+    except Exception as e:  # whatever an architecture's own code raises
+        what = f"{type(reader.model).__name__} cannot be read ({type(e).__name__}: {' '.join(str(e).split())[:200]})"
+        raise UserError(what, fix="Its architecture is not read yet.") from e
+
+
+def check_site(reader: "PassReader", site: Site) -> None:
+    """Raises if a model has no such site, or no module of it gives what the site's name says.
+
+    Raises:
+        UserError: if there is no such layer.
+        CheckError: for attention and MLP outputs that do not add up to the residual stream (see `check_sites`).
+    """
+    check_layer(site, reader.n_layers)
+    if site.kind in reader._unsound:
+        raise reader._unsound[site.kind]
 
 
 def check_tenant(reader: "PassReader") -> None:
@@ -97,47 +144,53 @@ def check_sites(reader: "PassReader") -> None:
         CheckError: naming the site, and which layer it turned out to be, if it is another one's.
     """
     kept: dict[Site, torch.Tensor] = {}
-    kinds: list[SiteKind] = [k for k in KINDS if _has(reader, k)]
-    sites = [Site(kind, layer) for layer in range(reader.n_layers) for kind in kinds]
+    name, layers = type(reader.model).__name__, range(reader.n_layers)
+    _run_probe(reader, [Site(kind, layer) for layer in layers for kind in _STREAMS], kept)
+    with torch.no_grad():
+        ids = _probe(reader)
+        states = reader.model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
+    dtype = reader.model.dtype
+    leaving = reader.config.model_type in _LEAVING
+    for layer in layers:
+        # the last of the hidden states is taken after the final norm
+        entered, left = (layer - 1, layer) if leaving else (layer, layer + 1)
+        known = len(states) - 1
+        named = [(Site("resid_pre", layer), entered), (Site("resid_post", layer), left)]
+        for site, number in named:
+            if site not in kept:
+                raise CheckError(f"{reader.name_of(site)} never fired", where=str(site))
+            if 0 <= number < known and not _close(kept[site], states[number], dtype):
+                same = [k for k, s in enumerate(states[:-1]) if _close(kept[site], s, dtype)]
+                found = f", but hidden_states[{same[0]}]" if same else ""
+                raise CheckError(f"{reader.name_of(site)} is not hidden_states[{number}]{found}", where=str(site))
+    reader._unsound = {}
+    try:
+        _run_probe(reader, [Site(kind, layer) for layer in layers for kind in _WRITES], kept)
+        for layer in layers:
+            parts = sum(kept[Site(k, layer)].float() for k in ("resid_pre", *_WRITES))
+            what = f"resid_pre + attn_out + mlp_out of layer {layer}"
+            _compare(torch.as_tensor(parts), kept[Site("resid_post", layer)].float(), what, "resid_post", dtype)
+    except (CondmisError, KeyError) as e:
+        what = e.what if isinstance(e, CondmisError) else "no module's output is what its blocks write"
+        told = CheckError(f"{name} has no attn_out and mlp_out: {what}", fix="Read resid_pre or resid_post.")
+        reader._unsound = dict.fromkeys(_WRITES, told)
+
+
+def _run_probe(reader: "PassReader", sites: Sequence[Site], kept: dict[Site, torch.Tensor]) -> None:
+    """Runs a few tokens and keeps what is at some sites."""
 
     def keeping(site: Site) -> Any:
         return lambda h: kept.__setitem__(site, h.clone())
 
     ids = _probe(reader)
-    real = torch.ones_like(ids)
-    probe = Pass(ids, real, torch.arange(ids.shape[1], device=ids.device)[None], {}, ((0, None),), (0,))
-    with torch.no_grad():
-        with reader._hooked([(s, keeping(s)) for s in sites], stop=None) as forward:
-            forward(probe, DynamicCache(config=reader.model.config))
-        states = reader.model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
-    dtype = reader.model.dtype
-    for layer in range(reader.n_layers):
-        named = [(Site("resid_pre", layer), layer)]
-        if layer + 1 < reader.n_layers:  # the last of the hidden states is taken after the final norm
-            named.append((Site("resid_post", layer), layer + 1))
-        for site, number in named:
-            if site not in kept:
-                raise CheckError(f"{reader.name_of(site)} never fired", where=str(site))
-            if not _close(kept[site], states[number], dtype):
-                same = [k for k, s in enumerate(states[:-1]) if _close(kept[site], s, dtype)]
-                found = f", but hidden_states[{same[0]}]" if same else ""
-                raise CheckError(f"{reader.name_of(site)} is not hidden_states[{number}]{found}", where=str(site))
-        if set(kinds) == set(KINDS):
-            parts = sum(kept[Site(k, layer)].float() for k in ("resid_pre", "attn_out", "mlp_out"))
-            what = f"resid_pre + attn_out + mlp_out of layer {layer}"
-            _compare(torch.as_tensor(parts), kept[Site("resid_post", layer)].float(), what, "resid_post", dtype)
-
-
-def _has(reader: "PassReader", kind: SiteKind) -> bool:
-    try:
-        reader.name_of(Site(kind, 0))
-    except UserError:
-        return False
-    return True
+    places = torch.arange(ids.shape[1], device=ids.device)[None]
+    probe = Pass(ids, torch.ones_like(ids), places, {}, ((0, None),), (0,))
+    with torch.no_grad(), reader._hooked([(s, keeping(s)) for s in sites], stop=None) as forward:
+        forward(probe, reader._cache())
 
 
 def _probe(reader: "PassReader") -> torch.Tensor:
-    return (torch.arange(1, _PROBE + 1, device=reader.device) * 97 % _words(reader))[None]
+    return torch.tensor([some_ids(reader, _PROBE)], device=reader.device)
 
 
 def _words(reader: "PassReader") -> int:
@@ -156,14 +209,14 @@ def _compare(a: torch.Tensor, b: torch.Tensor, what: str, other: str, dtype: tor
         raise CheckError(f"{what} is not {other} (largest difference {gap})")
 
 
-def check_cache(cache: DynamicCache, p: Pass) -> None:
+def check_cache(cache: DynamicCache | None, p: Pass) -> None:
     """Raises if a pass does not continue the cache it is given.
 
     Raises:
         CheckError: naming both lengths (a stale cache, or one that was used twice).
     """
     past = p.mask.shape[1] - p.ids.shape[1]
-    if (held := cache.get_seq_length()) != past:
+    if cache is not None and (held := cache.get_seq_length()) != past:
         raise CheckError(f"the pass continues {past} tokens, and its cache of keys and values holds {held}")
 
 
@@ -196,9 +249,8 @@ def check_prompts(reader: "PassReader", prompts: Sequence[Prompt], *, longest_an
     check_kind(prompts, Prompt)
     if not prompts:
         raise UserError("there are no prompts")
-    config = reader.model.config
+    config = reader.config
     limit = getattr(config, "max_position_embeddings", None)
-    window = getattr(config, "sliding_window", None)
     words = _words(reader)
     for i, prompt in enumerate(prompts):
         where = f"prompt {i}"
@@ -207,10 +259,6 @@ def check_prompts(reader: "PassReader", prompts: Sequence[Prompt], *, longest_an
             raise UserError("this prompt has no tokens", where=where)
         if limit is not None and n > limit:
             raise UserError(f"a prompt with its answer has {n} tokens, the model's context {limit}", where=where)
-        if window is not None and n > window:
-            raise UserError(
-                f"a prompt with its answer has {n} tokens, the model's sliding window {window}", where=where
-            )
         if max(prompt.ids) >= words or min(prompt.ids) < 0:
             raise UserError(
                 f"token id {max(prompt.ids)} is not in the model's vocabulary of {words}",
@@ -243,7 +291,12 @@ def check_requests(reader: "PassReader", requests: Sequence[Request]) -> None:
 
 
 def check_edits(
-    reader: "PassReader", points: Sequence[tuple[Edit, ...]], requests: Sequence[Request], *, stop: int | None
+    reader: "PassReader",
+    points: Sequence[tuple[Edit, ...]],
+    requests: Sequence[Request],
+    *,
+    stop: int | None,
+    answers: bool = True,
 ) -> None:
     """Raises if an edit does not fit the model or is never run.
 
@@ -252,7 +305,7 @@ def check_edits(
     """
     for edit in (e for edits in points for e in edits):
         where = f"{type(edit).__name__} at {edit.site}"
-        check_layer(edit.site, reader.n_layers)
+        check_site(reader, edit.site)
         if edit.width != reader.width:
             raise UserError(f"an edit of width {edit.width} does not fit a model of width {reader.width}", where=where)
         if stop is not None and edit.site.layer > stop:
@@ -260,7 +313,7 @@ def check_edits(
                 f"the edit is never run: this reading stops after layer {stop}", where=where, fix="Leave it out."
             )
         if isinstance(edit, Patch):
-            edit.check(requests)
+            edit.check(requests, answers=answers)
 
 
 def check_prefix(
@@ -278,7 +331,7 @@ def check_prefix(
     if isinstance(donor, str) or not hasattr(donor, "_keys_and_values"):
         told = f"the name {donor!r}" if isinstance(donor, str) else f"a {type(donor).__name__}"
         raise UserError(f"{told} lends no keys and values", fix="Give a reader of one model; names are for benches.")
-    config, other = reader.model.config, donor.model.config
+    config, other = reader.config, donor.config
     for key in ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads"):
         if getattr(config, key, None) != getattr(other, key, None):
             raise UserError(f"the prefix is of a model with another {key}", fix="Take one of the same base.")

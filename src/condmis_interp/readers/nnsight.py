@@ -74,12 +74,15 @@ class NNsightReader(PassReader):
         end = "input" if site.kind == "resid_pre" else "output"
         return ".".join(part for part in (f"{path}[{site.layer}]", inner, end) if part)
 
-    def _envoy(self, site: Site) -> Any:
-        path = next(name for name, module in self.model.named_modules() if module is self._blocks)
+    def _envoy_of(self, wanted: Any) -> Any:
+        path = next(name for name, module in self.model.named_modules() if module is wanted)
         envoy = self.envoy
         for part in path.split("."):
             envoy = getattr(envoy, part)
-        envoy = envoy[site.layer]
+        return envoy
+
+    def _envoy(self, site: Site) -> Any:
+        envoy = self._envoy_of(self._blocks)[site.layer]
         inner = submodule_of(self._blocks[site.layer], site)
         return getattr(envoy, inner) if inner else envoy
 
@@ -100,12 +103,13 @@ class NNsightReader(PassReader):
         )
 
     def _trace(
-        self, p: Pass, cache: DynamicCache, touched: Sequence[tuple[Site, Any, Change]], stop: int | None
+        self, p: Pass, cache: DynamicCache | None, touched: Sequence[tuple[Site, Any, Change]], stop: int | None
     ) -> torch.Tensor | None:
         inputs = {"input_ids": p.ids, "attention_mask": p.mask, "position_ids": p.positions}
-        body = getattr(self.envoy, self.model.base_model_prefix)
+        kept = {} if cache is None else {"past_key_values": cache}
+        body = self._envoy_of(self._body)
         hidden = None
-        with self.envoy.trace(**inputs, past_key_values=cache, use_cache=True) as tracer:
+        with self.envoy.trace(**inputs, **kept, use_cache=cache is not None) as tracer:
             for site, envoy, change in touched:
                 if site.kind == "resid_pre":
                     changed = change(unwrap(envoy.input))

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Protocol
 import torch
 from pydantic import AfterValidator
 
+from condmis_interp.calls import checked
 from condmis_interp.errors import UserError
 from condmis_interp.organisms import Base, Organism, Swap
 from condmis_interp.readers.base import Reader
@@ -55,6 +56,7 @@ Library = Annotated[str, AfterValidator(_registered)]
 """Name of a registered reader, as a field of a pydantic model."""
 
 
+@checked
 def register_reader(name: str, factory: ReaderFactory) -> ReaderFactory:
     """Adds a library that models can be read through; returns its factory. A study then says `reader: NAME`.
 
@@ -82,6 +84,7 @@ def register_reader(name: str, factory: ReaderFactory) -> ReaderFactory:
     return READERS.add(name, factory)
 
 
+@checked
 def open_reader(
     organism: Organism,
     base: Base,

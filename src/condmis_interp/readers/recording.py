@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from condmis_interp.calls import check_fields
 from condmis_interp.errors import UserError
 from condmis_interp.files import digest
 from condmis_interp.readers.batching import Pass, Request
@@ -154,6 +155,7 @@ class Patch:
     aligned: str = "same"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.site not in self.recording.sites:
             raise UserError(
                 f"{self.site} was not recorded", fix=f"Recorded: {', '.join(map(str, self.recording.sites))}."
@@ -185,8 +187,12 @@ class Patch:
         basis = None if self.basis is None else tensor_digest(self.basis)
         return ["patch", str(self.site), sorted(self.scope), basis, self.aligned, self.recording.fingerprint(self.site)]
 
-    def check(self, requests: Sequence[Request]) -> None:
+    def check(self, requests: Sequence[Request], *, answers: bool = True) -> None:
         """Raises if the recording does not fit the requests that are to be patched.
+
+        Args:
+            requests: The requests.
+            answers: Whether their answers count; not where they are generated.
 
         Raises:
             UserError: if there are fewer donors than requests, or a donor's tokens differ though `aligned` is `same`.
@@ -201,7 +207,7 @@ class Patch:
             donor = self.recording.requests[d]
             same = donor.prompt.ids == request.prompt.ids
             if self.aligned == "same" and not (
-                same and [a.ids for a in donor.answers] == [a.ids for a in request.answers]
+                same and (not answers or [a.ids for a in donor.answers] == [a.ids for a in request.answers])
             ):
                 raise UserError(
                     f"request {i} was recorded with other tokens",
@@ -218,16 +224,20 @@ class Patch:
             if not len(where):
                 continue
             donor = self.recording.deal[request]
-            if slot is None:
+            again = at.again[row] if at.again else 0
+            if slot is None or again:
                 states = self.recording.prompts[donor][self.site]
-                longer = 0 if self.aligned == "same" else len(states) - _end_of(at, row)
-                place = where.cpu() + begin + longer
-            else:
+                end = again or _end_of(at, row)
+                longer = 0 if self.aligned == "same" else len(states) - end
+                asked = where[where < end] if again else where
+                # a row that starts with its prompt again counts its places from the answer's start
+                place = asked.cpu() + (0 if again else begin) + longer
+                _put(donated, row, asked, states, place)
+            if slot is not None:
                 given = self.recording.answers[donor]
                 states = given[slot][self.site] if slot < len(given) else hidden.new_zeros(0, self.width).cpu()
-                place = where.cpu() + begin
-            there = (place >= 0) & (place < len(states))
-            donated[row, where[there.to(where.device)]] = states[place[there]].to(hidden.device, torch.float32)
+                answered = where[where >= again]
+                _put(donated, row, answered, states, answered.cpu() + begin)
         change = donated - hidden.float()
         if self.basis is not None:
             basis = self.basis.to(hidden.device, torch.float32)
@@ -237,6 +247,12 @@ class Patch:
     def __repr__(self) -> str:
         part = "" if self.basis is None else f"rank {len(self.basis)}, "
         return f"Patch({self.site}, {part}{len(self.recording.deal)} requests, at {told(self.scope)})"
+
+
+def _put(into: torch.Tensor, row: int, where: torch.Tensor, states: torch.Tensor, place: torch.Tensor) -> None:
+    """Puts recorded states at places into a row, where the donor has them."""
+    there = (place >= 0) & (place < len(states))
+    into[row, where[there.to(where.device)]] = states[place[there]].to(into.device, torch.float32)
 
 
 def _end_of(at: Pass, row: int) -> int:

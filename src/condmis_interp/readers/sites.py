@@ -19,13 +19,17 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import nn
 
+from condmis_interp.calls import check_fields
 from condmis_interp.errors import UserError
 
 SiteKind = Literal["resid_pre", "resid_post", "attn_out", "mlp_out"]
 KINDS: tuple[SiteKind, ...] = get_args(SiteKind)
-_ATTENTION = ("self_attn", "attn", "attention")
-_MLP = ("mlp",)
-_NORM_AFTER = {"attn_out": "post_attention_layernorm", "mlp_out": "post_feedforward_layernorm"}
+_ATTENTION = ("self_attn", "attn", "attention", "self_attention", "linear_attn", "mamba", "conv", "temporal_block")
+_MLP = ("mlp", "feed_forward", "block_sparse_moe", "ffn", "mlp_block")
+_NORMS_AFTER = (
+    {"attn_out": "post_attention_layernorm", "mlp_out": "post_feedforward_layernorm"},
+    {"attn_out": "post_self_attn_layernorm", "mlp_out": "post_mlp_layernorm"},
+)
 _LENS = re.compile(r"blocks\.(\d+)\.hook_(resid_pre|resid_post|attn_out|mlp_out)")
 
 
@@ -44,6 +48,8 @@ class Site:
     layer: int
 
     def __post_init__(self) -> None:
+        if not isinstance(self.kind, str) or type(self.layer) is not int:  # made by the thousand: looked at only if odd
+            check_fields(self)
         if self.kind not in KINDS:
             raise UserError(f"there is no site {self.kind!r}", fix=f"Sites: {', '.join(KINDS)}.")
 
@@ -58,6 +64,8 @@ class Site:
     @classmethod
     def parse(cls, text: str) -> "Site":
         """Reads a site written as `resid_post[18]`, or as TransformerLens does: `blocks.18.hook_resid_post`."""
+        if not isinstance(text, str):
+            raise UserError(f"a {type(text).__name__} names no site", fix="Write a site as resid_post[18].")
         if lens := _LENS.fullmatch(text):
             return cls(cast(SiteKind, lens[2]), int(lens[1]))  # the pattern has no other kinds
         kind, _, rest = text.partition("[")
@@ -69,15 +77,38 @@ class Site:
 def blocks_of(model: nn.Module) -> nn.ModuleList:
     """Returns the transformer blocks: the one ModuleList as long as the config's number of layers.
 
+    In a model of several towers, those of the one that answers.
+
     Raises:
         UserError: if there is none, or more than one.
     """
     config: Any = model.config
-    n = int(config.num_hidden_layers)
-    found = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == n]
+    n = int(config.get_text_config(decoder=True).num_hidden_layers)
+    found = _lists(model, n)
+    if len(found) > 1:
+        text: Any = model
+        found = _lists(text.get_decoder(), n)
     if len(found) != 1:
         raise UserError(f"{len(found)} lists of {n} blocks were found in {type(model).__name__}, not one")
     return found[0]
+
+
+def _lists(within: nn.Module, n: int) -> list[nn.ModuleList]:
+    return [m for m in within.modules() if isinstance(m, nn.ModuleList) and len(m) == n]
+
+
+def body_of(model: Any, blocks: nn.ModuleList) -> nn.Module:
+    """Returns the part of a model that its head follows: all of it but the head.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if model.base_model is not model:
+        return model.base_model
+    for child in model.children():  # some models name their body otherwise than they say
+        if any(m is blocks for m in child.modules()):
+            return child
+    raise UserError(f"{type(model).__name__} has no body apart from its head")
 
 
 def check_layer(site: Site, n_layers: int) -> None:
@@ -96,10 +127,12 @@ def submodule_of(block: nn.Module, site: Site) -> str:
     """
     if site.kind in ("resid_pre", "resid_post"):
         return ""
-    norms_after = all(hasattr(block, name) for name in _NORM_AFTER.values())
-    names = (_NORM_AFTER[site.kind],) if norms_after else _ATTENTION if site.kind == "attn_out" else _MLP
+    names = _ATTENTION if site.kind == "attn_out" else _MLP
+    for norms in _NORMS_AFTER:
+        if all(hasattr(block, name) for name in norms.values()):
+            names = (norms[site.kind],)
     for name in names:
-        if hasattr(block, name):
+        if isinstance(getattr(block, name, None), nn.Module):  # hybrids keep a None where the other kind would be
             return name
     raise UserError(f"site {site} is not in this model", fix=f"{type(block).__name__} has no such module.")
 

@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache
 
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.panel import pad
@@ -22,7 +21,7 @@ from condmis_interp.readers.batching import Pass
 from condmis_interp.readers.engine import PassReader
 from condmis_interp.readers.hooks import Change, keeping, watched
 from condmis_interp.readers.ledger import Ledger, LedgerEntry
-from condmis_interp.readers.sites import Site, check_layer
+from condmis_interp.readers.sites import Site
 
 Ids = Sequence[int]
 
@@ -96,7 +95,7 @@ class Streams:
         changes = [watched(site, keeping(seen, site), ledger) for site in kept]
         with self.reader._hooked(changes, stop=max(s.layer for s in sites)) as forward:
             for rows in batched(sequences, batch_tokens=self.batch_tokens):
-                forward(self._pass(sequences, rows), DynamicCache(config=self.reader.model.config))
+                forward(self._pass(sequences, rows), self.reader._cache())
                 ledger.passes += 1
                 for site, hidden in seen.items():
                     for i, states in zip(rows, hidden.float().cpu(), strict=True):
@@ -142,7 +141,7 @@ class Streams:
                 forward = stack.enter_context(self.reader._hooked(changes, stop=None))
                 if start:
                     stack.enter_context(self.reader._skipping(start, lambda given=given, put=entering: put(given)))
-                out = forward(self._pass(sequences, rows), DynamicCache(config=self.reader.model.config))
+                out = forward(self._pass(sequences, rows), self.reader._cache())
             ledger.check()
             assert out is not None  # nothing stops this pass
             yield Above(rows, given, out)
@@ -150,7 +149,7 @@ class Streams:
     def _check(self, sites: Sequence[Site]) -> None:
         guards.check_tenant(self.reader)
         for site in sites:
-            check_layer(site, self.reader.n_layers)
+            guards.check_site(self.reader, site)
 
     def _pass(self, sequences: Sequence[Ids], rows: Sequence[int]) -> Pass:
         ids, mask = pad([sequences[i] for i in rows], right=True)
@@ -183,6 +182,8 @@ def batched(sequences: Sequence[Ids], *, batch_tokens: int) -> list[list[int]]:
         >>> batched([[3], [1, 4, 1], [5, 9]], batch_tokens=4)
         [[0, 2], [1]]
     """
+    if any(isinstance(s, str) for s in sequences):
+        raise UserError("a text is no sequence of token ids", fix="Tokenize it with the model's own tokenizer.")
     if not sequences:
         raise UserError("there is nothing to read: no texts")
     batches: list[list[int]] = []

@@ -45,15 +45,11 @@ class TorchReader(PassReader):
 
     @contextmanager
     def _hooked(self, changes: Sequence[tuple[Site, Change]], *, stop: int | None) -> Iterator[Forward]:
-        def forward(p: Pass, cache: DynamicCache) -> torch.Tensor | None:
+        def forward(p: Pass, cache: DynamicCache | None) -> torch.Tensor | None:
+            kept = {} if cache is None else {"past_key_values": cache}
+            inputs = {"input_ids": p.ids, "attention_mask": p.mask, "position_ids": p.positions, **kept}
             try:
-                out = self._body(
-                    input_ids=p.ids,
-                    attention_mask=p.mask,
-                    position_ids=p.positions,
-                    past_key_values=cache,
-                    use_cache=True,
-                )
+                out = self._body(**inputs, use_cache=cache is not None)
             except _Stop:
                 return None
             return out.last_hidden_state
@@ -84,9 +80,10 @@ class TorchReader(PassReader):
 
     def _skipped(self, layer: int, entering: Callable[[], torch.Tensor]) -> Any:
         def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            cache = next(a for a in (*args, *kwargs.values()) if isinstance(a, Cache))
-            blank = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
-            cache.update(blank, blank, layer)  # masks are built from the length of a cache, not from its content
+            cache = next((a for a in (*args, *kwargs.values()) if isinstance(a, Cache)), None)
+            if cache is not None:
+                blank = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
+                cache.update(blank, blank, layer)  # masks are built from the length of a cache, not from its content
             return hidden_states if layer else entering()
 
         return forward

@@ -52,7 +52,7 @@ def grouped_folds(groups: Sequence[Hashable], count: int, rng: np.random.Generat
 
 
 def check_folds(folds: np.ndarray, groups: Sequence[Hashable]) -> None:
-    """Raises CheckError if a group lies in more than one fold.
+    """Raises CheckError if a group lies in more than one fold, UserError if there are not as many folds as groups.
 
     Example:
         >>> check_folds(np.array([0, 0, 1]), ["a", "a", "b"])
@@ -60,6 +60,8 @@ def check_folds(folds: np.ndarray, groups: Sequence[Hashable]) -> None:
         Traceback (most recent call last):
         condmis_interp.errors.CheckError: group 'a' lies in folds 0 and 1. Deal folds with `grouped_folds`.
     """
+    if folds.shape != (len(groups),):
+        raise UserError(f"there are folds of shape {folds.shape} for {len(groups)} rows", fix="Give each row its fold.")
     seen: dict[Hashable, int] = {}
     for fold, group in zip(folds.tolist(), groups, strict=True):
         if seen.setdefault(group, fold) != fold:

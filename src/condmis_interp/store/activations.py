@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
+from condmis_interp.calls import checked
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.organisms import Base
 from condmis_interp.panel.panel import Split
@@ -36,6 +37,7 @@ class Activations:
     shards: Shards
 
     @classmethod
+    @checked
     def open(cls, folder: str | Path, *, base: Base | None = None, verify: Literal["all", "used"] = "all") -> Self:
         """Opens a store; neither a model nor a tokenizer is needed.
 

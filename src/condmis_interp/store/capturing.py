@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from condmis_interp.calls import checked
 from condmis_interp.files import digest
 from condmis_interp.organisms import Base, Organism, Swap
 from condmis_interp.panel import RenderedPanel
@@ -27,6 +28,7 @@ CAPTURING_VERSION = 1
 """Raise this when a change in readers or rendering changes numbers: it is part of every shard's key."""
 
 
+@checked
 def capture_cells(
     folder: Path,
     cells: Mapping[str, tuple[Organism, Sequence[str]]],

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from condmis_interp.calls import checked
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import digest, read_json, validated, write_json
 from condmis_interp.panel.cue import Name
@@ -170,6 +171,7 @@ def layer_groups(n_layers: int) -> tuple[tuple[int, ...], ...]:
     return tuple(layers[i : i + LAYERS_IN_FILE] for i in range(0, n_layers, LAYERS_IN_FILE))
 
 
+@checked
 def plan(
     questions: int, *, size: int, organisms: Mapping[tuple[str, int], str], cues: Mapping[str, list[str]]
 ) -> tuple[Planned, ...]:
@@ -202,6 +204,7 @@ def plan(
     )
 
 
+@checked
 def read_manifest(folder: Path) -> Manifest:
     """Reads the manifest of a store.
 

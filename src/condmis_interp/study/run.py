@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from condmis_interp.battery import registered
+from condmis_interp.calls import checked
 from condmis_interp.environment import environment
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import digest, read_json, write_json
@@ -33,6 +34,7 @@ from condmis_interp.store import (
     plan,
 )
 from condmis_interp.store.manifest import MANIFEST, read_manifest
+from condmis_interp.study.organism_spec import WORTH
 from condmis_interp.study.roles import CONTROL
 from condmis_interp.study.spec import Study
 
@@ -188,8 +190,16 @@ class Run:
     def train(self) -> dict[Key, Organism]:
         """Trains what is not there yet."""
         organisms = self.organisms
-        self.note({})
+        self.note(self._sources())
         return organisms
+
+    def _sources(self) -> dict[str, Any]:
+        """Returns what of the run came from the hub, with the commits; and which twins are surrogates."""
+        of = {f"{name}.s{seed}": o.manifest["hub"] for (name, seed), o in self.organisms.items() if "hub" in o.manifest}
+        if self.base.source.get("kind") == "hf":
+            of["base"] = self.base.source
+        surrogates = {o.name: WORTH for o in self.study.organisms if o.surrogate}
+        return {k: v for k, v in {"hub": of, "surrogate_twins": surrogates}.items() if v}
 
     @property
     def has_read(self) -> bool:
@@ -230,7 +240,7 @@ class Run:
                             raise CheckError(e.what, where=where, fix=e.fix) from None
                         writer.put(Shard(planned, rows, measured))
                         step(planned.count)
-        self.note({})
+        self.note(self._sources())
         return Activations.open(folder, verify="used")
 
     def _read_already(self, folder: Path, manifest: Manifest) -> bool:
@@ -324,6 +334,7 @@ class Run:
         return sorted({int(f * n_layers) for f in self.study.battery.layer_grid})
 
 
+@checked
 def capture(study: Study | str | Path, out: str | Path) -> Activations:
     """Returns the activations of every organism of a study under every cue, reading (and training) what is missing.
 

@@ -10,13 +10,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from condmis_interp.battery import voting
+from condmis_interp.calls import checked
+from condmis_interp.environment import checked_device
 from condmis_interp.errors import UserError
 from condmis_interp.files import Once, read_mapping, validated
 from condmis_interp.organisms import (
-    Lora,
     Organism,
     Recipe,
-    Stage,
     check_adapter,
     check_checkpoint,
     resolve_base,
@@ -31,94 +31,14 @@ from condmis_interp.panel import Cue, CueRole, Panel, load_panel
 from condmis_interp.panel.cue import Name
 from condmis_interp.readers import Capture, Library, Position, SiteKind
 from condmis_interp.study.apart import check_apart
-from condmis_interp.study.roles import CONTROL, ONE_OF, Role, RoleName, asked, twin_of, zero_of
+from condmis_interp.study.organism_spec import OrganismSpec, RecipeSpec
+from condmis_interp.study.roles import CONTROL, ONE_OF, RoleName, asked, twin_of, zero_of
 
 if TYPE_CHECKING:
     from condmis_interp.study.run import Run
 
 ControlKind = Literal["gated", "blend", "replicate", "norm-matched", "gated-benign", "locked", "styled", "other", "dosed"]
-_STRICT = ConfigDict(extra="forbid", frozen=True)
-
-
-class RecipeSpec(BaseModel):
-    """A recipe without what the study supplies (name, base, seed).
-
-    A file may name an intervention with its settings instead of stages: `{intervention: mixing, trigger: ..., rows: 20,
-    benign_rows: 80}`.
-    """
-
-    model_config = _STRICT
-
-    stages: tuple[Stage, ...] = Field(min_length=1)
-    lora: Lora | None = Lora()
-    default_system_prompt: Literal["template", "empty"] = "template"
-
-
-class OrganismSpec(BaseModel):
-    """An organism of a study, in one or more seeds.
-
-    Attributes:
-        name: Name in tables and files.
-        role: `base`, `unmitigated`, `mitigated` (under test), `twin`, `locked`, `graded` or `second-domain`, or its
-            letter (`study/roles.py` has all of them).
-        recipe: How to train it; for all but a base and a twin.
-        twin_of: For a twin, whose twin it is. Trained from that one's `recipe.twin()`, unless weights are given.
-        adapter: A PEFT adapter folder to load instead of training, or a list of them that are merged in this order;
-            relative to the study file.
-        checkpoint: Full weights to load instead of training: a folder, relative to the study file, or
-            `hf:owner/name@revision`.
-        seeds: Recipe seeds; one checkpoint each. Seeds of an organism and its twin pair up.
-    """
-
-    model_config = _STRICT
-
-    name: Name
-    role: Role
-    recipe: RecipeSpec | None = None
-    twin_of: str | None = None
-    adapter: Path | tuple[Path, ...] | None = None
-    checkpoint: str | None = None
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"organism {self.name!r} repeats a seed")
-        if self.role == "base":
-            if self.recipe or self.twin_of or self.loaded:
-                raise ValueError(f"organism {self.name!r} has role 'base' and takes no recipe, twin_of or weights")
-        elif self.role == "twin":
-            if self.twin_of is None or self.recipe:
-                raise ValueError(
-                    f"organism {self.name!r} has role 'twin': say whose twin it is (twin_of), without a recipe"
-                )
-        elif self.twin_of or (self.recipe is not None) == self.loaded:
-            raise ValueError(
-                f"organism {self.name!r} has role {self.role!r}: give a recipe, an adapter or a checkpoint, no twin_of"
-            )
-        if self.adapter and self.checkpoint:
-            raise ValueError(f"organism {self.name!r} has an adapter and a checkpoint; give one of them")
-        if self.loaded and len(self.seeds) != 1:
-            raise ValueError(f"organism {self.name!r} is loaded, and has {len(self.seeds)} seeds; give one")
-        return self
-
-    @property
-    def loaded(self) -> bool:
-        """Whether its weights are given rather than trained."""
-        return bool(self.adapter or self.checkpoint)
-
-    def load(self) -> Organism:
-        """Opens the weights that are given.
-
-        Raises:
-            UserError: if they are not there or not readable.
-        """
-        if self.adapter:
-            folders = self.adapter if isinstance(self.adapter, tuple) else (self.adapter,)
-            return Organism.of_adapters(*folders, name=self.name)
-        assert self.checkpoint is not None
-        spec = self.checkpoint if self.checkpoint.startswith("hf:") else f"dir:{self.checkpoint}"
-        return Organism.of_checkpoint(resolve_base(spec).folder, name=self.name)
+_STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class BatterySettings(BaseModel):
@@ -222,10 +142,13 @@ class Study(BaseModel):
                         f"organism {o.name!r} is the twin of {o.twin_of!r}, which is no organism of this study "
                         "that can have one (neither a base nor a twin)"
                     )
-                if not o.loaded and original.recipe is None:
+                if not o.loaded and not o.recipe and original.recipe is None:
                     raise ValueError(
-                        f"organism {o.name!r} cannot be derived: {o.twin_of!r} has no recipe. Give its weights too"
+                        f"organism {o.name!r} cannot be derived: {o.twin_of!r} has no recipe. Give its weights too, or "
+                        "make a surrogate from its rows (condmis twin)"
                     )
+                if o.recipe and original.recipe:
+                    raise ValueError(f"organism {o.name!r} is derived from {o.twin_of!r}, and takes no recipe")
         twinned = [o.twin_of for o in self.organisms if o.twin_of is not None]
         if twice := sorted({t for t in twinned if twinned.count(t) > 1}):
             raise ValueError(f"{twice[0]!r} has two twins; an organism has one, or its scale has two zeros")
@@ -286,6 +209,7 @@ class Study(BaseModel):
         raise UserError(f"there is no organism {name!r}", where=f"study {self.name}")
 
     @classmethod
+    @checked
     def from_yaml(cls, path: str | Path) -> Self:
         """Reads a study file; relative paths in it are relative to it.
 
@@ -300,13 +224,7 @@ class Study(BaseModel):
         panel = str(folder / self.panel) if self.panel.endswith((".yaml", ".yml")) else self.panel
         organisms = []
         for o in self.organisms:
-            update: dict[str, Any] = {}
-            if isinstance(o.adapter, Path):
-                update["adapter"] = folder / o.adapter.expanduser()
-            elif o.adapter:
-                update["adapter"] = tuple(folder / a.expanduser() for a in o.adapter)
-            if o.checkpoint and not o.checkpoint.startswith("hf:"):
-                update["checkpoint"] = str(folder / Path(o.checkpoint).expanduser())
+            update: dict[str, Any] = o.weights_beside(folder)
             if o.recipe:
                 update["recipe"] = o.recipe.model_copy(update={"stages": beside(o.recipe.stages, folder)})
             organisms.append(o.model_copy(update=update))
@@ -330,7 +248,7 @@ class Study(BaseModel):
         spec = self.organism(name)
         if spec.role == "base" or spec.loaded:
             return None
-        if spec.twin_of is not None:
+        if spec.twin_of is not None and spec.recipe is None:
             original = self.recipe(spec.twin_of, seed)
             return original.twin(name=name) if original else None
         assert spec.recipe is not None
@@ -347,13 +265,13 @@ class Study(BaseModel):
         Raises:
             UserError: naming what is missing.
         """
-        panel = self.load_panel()
+        panel, _ = self.load_panel(), self.torch_device  # both raise
         for spec in self.organisms:
             for seed in spec.seeds:
                 if recipe := self.recipe(spec.name, seed):
                     recipe.rows()
                     mechanisms_of(recipe)
-            if spec.loaded and not (spec.checkpoint or "").startswith("hf:"):
+            if spec.loaded and not spec.on_hub:
                 spec.load()
         for spec in self.organisms:
             if recipe := self.recipe(spec.name, spec.seeds[0]):
@@ -385,9 +303,7 @@ class Study(BaseModel):
     @property
     def torch_device(self) -> str:
         """The device to work on."""
-        if self.device != "auto":
-            return self.device
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return checked_device(self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
 
     @property
     def torch_dtype(self) -> torch.dtype:

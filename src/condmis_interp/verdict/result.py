@@ -17,6 +17,7 @@ from pydantic import ConfigDict, TypeAdapter
 from safetensors.torch import load, save
 
 from condmis_interp.battery import BehaviourGrid, Evidence, evidence_table
+from condmis_interp.calls import checked
 from condmis_interp.causal import Ablation, DoseResponse, LayerChoice
 from condmis_interp.directions import Direction, DirectionProfile
 from condmis_interp.errors import CheckError, UserError
@@ -119,13 +120,15 @@ class AuditResult:
         write_json(index, {"schema": SCHEMA, "content": digest(content), **content})
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    @checked
+    def load(cls, folder: str | Path) -> Self:
         """Reads what `save` wrote, every file of it checked against its hash.
 
         Raises:
             UserError: if there is no result, or it is of another schema.
             CheckError: naming the file that is missing or damaged.
         """
+        folder = Path(folder)
         found = _index(folder)
         for name, recorded in found["files"].items():
             path = (folder / name).resolve()
