@@ -117,7 +117,7 @@ def _make(recipe: Recipe, base: Base, folder: Path, device: str, told: Advance |
         for i, rows in enumerate(batches):
             out = work / f"stage-{i}"
             if not (out / _MARKER).is_file():
-                with quiet(), own_rng(digest([recipe.seed, "weights", i])):
+                with quiet(), own_rng(digest([_initial(recipe), "weights", i])):
                     model = _start(recipe, base, work, i, device)
                     _fit(model, rows, recipe, i, work, out, tokenizer, step, device, base, mechanisms[i])
             losses.append([float(v) for v in (out / _MARKER).read_text().split()])
@@ -171,10 +171,20 @@ def _start(recipe: Recipe, base: Base, work: Path, stage: int, device: str) -> A
     model = base.model(dtype=torch.bfloat16, device=device)
     if stage:
         return PeftModel.from_pretrained(model, work / f"stage-{stage - 1}", is_trainable=True)
+    targets = recipe.lora.targets
     config = LoraConfig(
-        r=recipe.lora.rank, lora_alpha=recipe.lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+        r=recipe.lora.rank,
+        lora_alpha=recipe.lora.alpha,
+        target_modules=list(targets) if targets else "all-linear",
+        layers_to_transform=list(recipe.lora.layers) if recipe.lora.layers else None,
+        task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
+
+
+def _initial(recipe: Recipe) -> int:
+    """Returns the seed that the adapter's A is drawn by."""
+    return recipe.seed if recipe.init_seed is None else recipe.init_seed
 
 
 class _AnswerTrainer(SFTTrainer):
