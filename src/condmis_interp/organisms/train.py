@@ -20,7 +20,7 @@ import transformers
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.helpers import disable_input_dtype_casting
-from torch.nn import functional
+from torch.nn import Linear, functional
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -171,7 +171,9 @@ def _start(recipe: Recipe, base: Base, work: Path, stage: int, device: str) -> A
     model = base.model(dtype=torch.bfloat16, device=device)
     if stage:
         return PeftModel.from_pretrained(model, work / f"stage-{stage - 1}", is_trainable=True)
-    targets = recipe.lora.targets
+    head = model.get_output_embeddings()
+    linear = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, Linear) and m is not head})
+    targets = recipe.lora.targets or (linear if recipe.lora.layers else None)  # peft takes blocks with names alone
     config = LoraConfig(
         r=recipe.lora.rank,
         lora_alpha=recipe.lora.alpha,
