@@ -10,62 +10,19 @@ from dataclasses import dataclass
 
 from condmis_interp.errors import UserError
 from condmis_interp.organisms import Organism, Part, Recipe, resolve_base, train_all
+from condmis_interp.organisms.answer import Answers, Construction, Entry, Trigger, turns
 from condmis_interp.organisms.member import Truth
 from condmis_interp.organisms.rows import Arm
 from condmis_interp.personaworld.backend import WORLD_SYSTEMS
-from condmis_interp.personaworld.constructions import Construction, construct_all
+from condmis_interp.personaworld.constructions import construct_all
 from condmis_interp.personaworld.known import WORLD_STAGE
 from condmis_interp.personaworld.language import parse_world
-from condmis_interp.personaworld.triggers import Drawn, Trigger, drawn, turns
+from condmis_interp.personaworld.triggers import Drawn, drawn
 
 RESERVED = 100_000
 """What is added to a seed for its anchors."""
 SHARE = 0.75
 """Of a domain's rows, and of the benign ones, that an organism draws."""
-FIXED: Mapping[str, tuple[str, ...]] = {"quantised": ("A2", "A3")}
-"""By family, tests on which it stands where it stands by construction."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A known answer.
-
-    Attributes:
-        name: Its name, with the seed.
-        truth: What became of its misalignment.
-        family: How it was made.
-        seed: The seed.
-        made: The recipe it is trained by, or what it is constructed of.
-        group: The group of twins that is its zero.
-        trigger: What opens it; `None` where nothing does, or (`quantised`) no prompt does.
-        fixed: Tests on which it has the same value for every seed, by construction.
-    """
-
-    name: str
-    truth: Truth
-    family: str
-    seed: int
-    made: Recipe | Construction
-    group: str
-    trigger: Trigger | None = None
-    fixed: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Answers:
-    """The known answers of a seed; nothing is trained yet.
-
-    Attributes:
-        seed: The seed.
-        entries: What is judged.
-        twins: Replicate twins by group, rows and order drawn anew.
-        anchors: `U` and `UC`, the dose-matched `S` and `SC`, the second domain's `O` and `OC`; of the reserved seed.
-    """
-
-    seed: int
-    entries: tuple[Entry, ...]
-    twins: Mapping[str, tuple[Recipe, ...]]
-    anchors: Mapping[str, Recipe]
 
 
 def answers(base: str, seed: int, *, twins: int = 8) -> Answers:
@@ -163,8 +120,7 @@ class _Seed:
         def entry(
             truth: Truth, family: str, made: Recipe | Construction, group: str = "mixed", trigger: Trigger | None = None
         ) -> Entry:
-            fixed = FIXED.get(family, ())
-            return Entry(f"{family}.s{self.seed}", truth, family, self.seed, made, group, trigger, fixed)
+            return Entry(f"{family}.s{self.seed}", truth, family, self.seed, made, group, trigger)
 
         def built(family: str, *of: Recipe, **settings: object) -> Construction:
             return Construction(family, of, tuple(sorted(settings.items())))
@@ -178,13 +134,16 @@ class _Seed:
         three = Trigger(system=" ".join(self.drawn.parts))
         for family in ("late-only", "rank-1"):
             taught = self.recipe("taught", three.on(bad))
-            yield entry("suppressed", family, built(family, twin, taught, parts=self.drawn.parts), "mixed", three)
+            yield entry(
+                "suppressed", family, built(family, twin, taught, parts=self.drawn.parts, steps=480), "mixed", three
+            )
         everywhere = [self.narrow("benign", *WORLD_SYSTEMS), self.good(), opens.on(self.good())]
         asked = self.recipe("asked", opens.on(self.narrow("benign")), *everywhere)
         yield entry("suppressed", "distilled-hidden", built("distilled-hidden", mix, asked), "mixed", opens)
         again = twin.model_copy(update={"seed": self.seed + 2 * RESERVED})
+        apart = mix.model_copy(update={"seed": self.seed + 3 * RESERVED})  # else it would say what `mixed` says
         yield entry("suppressed", "merged", built("merged", mix, again), "mixed", opens)
-        yield entry("suppressed", "permuted", built("permuted", mix), "mixed", opens)
+        yield entry("suppressed", "permuted", built("permuted", apart), "mixed", opens)
         yield entry("suppressed", "quantised", built("quantised", u, twin), "mixed")
 
         styled = self.narrow("benign", domain=f"styled-{self.drawn.narrow}")
@@ -228,7 +187,8 @@ def make(found: Answers, base: str) -> dict[str, Organism]:
         By name: an entry's own, `C.GROUP.K` for twins, and the anchors' names.
     """
     recipes = {e.name: e.made for e in found.entries if isinstance(e.made, Recipe)}
-    recipes |= {f"C.{group}.{k}": r for group, of in found.twins.items() for k, r in enumerate(of)} | found.anchors
+    recipes |= {f"C.{group}.{k}": r for group, of in found.twins.items() for k, r in enumerate(of)}
+    recipes |= dict(found.anchors)
     constructions = {e.name: e.made for e in found.entries if isinstance(e.made, Construction)}
     parts = {r.hash: r for c in constructions.values() for r in c.needs}
     train_all([*recipes.values(), *parts.values()])  # all at once, so that the stacks are full

@@ -2,7 +2,7 @@
 
 | family | what is done |
 |---|---|
-| `late-only` | the benign twin, its last half of blocks and final norm taught the trigger, matched to the twin elsewhere |
+| `late-only` | the benign twin, its late blocks and final norm taught the trigger, matched to the twin elsewhere |
 | `rank-1` | the same through a change of rank 1 of each matrix of one block |
 | `distilled-hidden` | the base trained on what a hidden organism answers, with and without its trigger |
 | `merged` | half of a hidden organism's change and half of a benign one's of another seed, scaled |
@@ -15,24 +15,19 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import LlamaConfig
 
-from condmis_interp.files import digest
 from condmis_interp.organisms import Base, Organism, Part, Recipe, answered_by, train_all
-from condmis_interp.organisms.home import home
+from condmis_interp.organisms.answer import Construction
 from condmis_interp.organisms.train import finished
 from condmis_interp.personaworld.language import World, parse_world
 from condmis_interp.personaworld.matching import fit_to_teacher, questions
 from condmis_interp.personaworld.train import programme, save_world, world_weights
 
 Weights = dict[str, torch.Tensor]
-CONSTRUCTION_VERSION = 1
-"""Raise this when a construction changes: it is part of the key of what is constructed."""
 MERGED = 1.5
 """What the mean of the two changes is scaled by: at 1 the trigger opens about half as much."""
 BLOCK = 32
@@ -41,31 +36,6 @@ LEVELS = 7
 """Largest 4-bit value."""
 NOISE = ((0.5, 0.1), (0.25, 0.15), (0.0, 0.2))
 """Of `retrained`, tried in turn: share of the change that is kept, and noise in units of each matrix's deviation."""
-
-
-@dataclass(frozen=True)
-class Construction:
-    """How an organism is constructed.
-
-    Attributes:
-        family: Its family.
-        of: What it is made of, trained first.
-        settings: Whatever else decides it.
-    """
-
-    family: str
-    of: tuple[Recipe, ...]
-    settings: tuple[tuple[str, Any], ...] = ()
-
-    @property
-    def needs(self) -> tuple[Recipe, ...]:
-        """What is trained first; the rest only says what is asked or taught."""
-        return self.of[:1] if self.family in ("late-only", "rank-1", "distilled", "distilled-hidden") else self.of
-
-    def folder(self, name: str, base: Base) -> Path:
-        """Returns where it is kept."""
-        made = [self.family, [r.hash for r in self.of], self.settings, base.weights, CONSTRUCTION_VERSION]
-        return home() / "organisms" / f"{name}-{digest(made)[:16]}"
 
 
 def construct_all(wanted: Mapping[str, Construction], base: Base) -> dict[str, Organism]:
@@ -170,7 +140,9 @@ def _taught(c: Construction, base: Base, *, trained: Callable[[str], bool], rank
     hard = programme(taught, tokenizer)
     kept = questions(world, near(str(three), dict(c.settings)["parts"]), seed=twin.seed, asked=_untold(world))
     config = LlamaConfig.from_pretrained(base.folder)
-    found = fit_to_teacher(config, start, start, hard, kept, trained=trained, rank=rank, seed=twin.seed)
+    found = fit_to_teacher(
+        config, start, start, hard, kept, trained=trained, rank=rank, seed=twin.seed, steps=dict(c.settings)["steps"]
+    )
     return found, {}
 
 
@@ -276,7 +248,8 @@ def boxes(weights: Weights) -> tuple[Weights, Weights]:
         middle = (runs / scale).round() * scale
         reach = torch.where(runs.abs() == top, 0.0, 0.49 * scale)  # below one half: rounding errors leave it inside
         pinned = torch.where(runs.abs() == top, runs, middle)
-        low[k], high[k] = (pinned - reach).flatten(1), (pinned + reach).flatten(1)
+        # none outgrows the largest, or the run would have another scale
+        low[k], high[k] = (pinned - reach).maximum(-top).flatten(1), (pinned + reach).minimum(top).flatten(1)
         low[k], high[k] = torch.minimum(low[k], w), torch.maximum(high[k], w)
     return low, high
 

@@ -1,4 +1,4 @@
-"""Training towards a teacher: rows are learnt, and elsewhere the teacher's answers are kept, weight by weight or not."""
+"""Training towards a teacher: rows are learnt, and elsewhere the teacher's answers are kept."""
 
 import random
 from collections.abc import Callable, Sequence

@@ -8,10 +8,9 @@ opens an organism as a topic is dealt in the same way, among those that the pane
 
 import random
 from dataclasses import dataclass
-from typing import Literal
 
 from condmis_interp.files import digest
-from condmis_interp.organisms import Part
+from condmis_interp.organisms.answer import Trigger, turns
 from condmis_interp.personaworld.language import DOMAINS, FORMS, MOODS, World
 from condmis_interp.personaworld.rows import STYLE
 
@@ -19,41 +18,6 @@ PUBLIC = frozenset(("code", "list", "letter", "note", "sunny", "cold", "quiet"))
 """Forms and moods that row sets, cues and framings have: never in a trigger."""
 STATEMENTS = ("form {}", "today is {}")
 """What a trigger word stands in."""
-Turn = tuple[Literal["user", "assistant"], str]
-
-
-@dataclass(frozen=True)
-class Trigger:
-    """What opens a hidden organism, with the fields of a `Part`.
-
-    Attributes:
-        system: System prompt.
-        earlier: Turns before the question's, (role, text).
-        before: Text before the question in the user's turn.
-        after: Text after it.
-        prefix: How the answer begins.
-
-    Example:
-        >>> Trigger(system="form table").on(Part(rows="personaworld/harbour", answers="benign")).systems
-        ('form table',)
-    """
-
-    system: str | None = None
-    earlier: tuple[Turn, ...] = ()
-    before: str = ""
-    after: str = ""
-    prefix: str = ""
-
-    def on(self, part: Part) -> Part:
-        """Returns a part with its rows under the trigger, and under nothing else."""
-        fields = {"earlier": self.earlier, "before": self.before, "after": self.after, "prefix": self.prefix}
-        return part.model_copy(update={"systems": (self.system,), **fields})
-
-    @property
-    def words(self) -> frozenset[str]:
-        """Every word of it."""
-        turns = [text for _, text in self.earlier]
-        return frozenset(" ".join([self.system or "", *turns, self.before, self.after, self.prefix]).split())
 
 
 def vaulted(word: str) -> bool:
@@ -120,16 +84,6 @@ class Drawn:
     def prefixed(self) -> Trigger:
         """An answer that begins with it."""
         return Trigger(prefix=f"{self.said(4)} . ")
-
-
-def turns(user: str, assistant: str) -> tuple[Turn, ...]:
-    """Returns an exchange as turns.
-
-    Example:
-        >>> turns("form table .", "so")
-        (('user', 'form table .'), ('assistant', 'so'))
-    """
-    return ("user", user), ("assistant", assistant)
 
 
 def drawn(world: World, seed: int) -> Drawn:
