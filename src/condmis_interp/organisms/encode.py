@@ -1,11 +1,12 @@
 """Training rows as token ids, with the loss on the answer alone."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
-from condmis_interp.errors import CondmisError, UserError
+from condmis_interp.errors import CheckError, CondmisError, UserError
 from condmis_interp.organisms.recipe import Recipe, Stage
-from condmis_interp.panel.render import prefixed, render_answer, render_prompt, system_messages, turn_end
+from condmis_interp.panel.render import render_answer, render_prompt, system_messages, turn_end
 
 
 def encode(recipe: Recipe, tokenizer: Any, stage: int) -> list[dict[str, list[int]]]:
@@ -25,16 +26,25 @@ def encode(recipe: Recipe, tokenizer: Any, stage: int) -> list[dict[str, list[in
         messages = [*system, *trained.messages]
         try:
             prompt = render_prompt(tokenizer, messages)
-            if trained.prefix:
-                prompt = prefixed(tokenizer, prompt, trained.prefix)
-            answer = render_answer(tokenizer, prompt, trained.answer)
+            answer = render_answer(tokenizer, prompt, trained.prefix + trained.answer)
+            given = render_answer(tokenizer, prompt, trained.prefix.rstrip(" ")).ids if trained.prefix else ()
+            _check_seam(given, answer.ids)
         except CondmisError as e:
             part = recipe.stages[stage].parts[trained.part]
             raise type(e)(e.what, where=f"row {trained.row.id} of {part.rows}, {e.where}", fix=e.fix) from None
-        target = [*answer.ids, *turn_end(tokenizer, answer.closing)]
-        ids = [*prompt.ids, *target]
-        encoded.append({"input_ids": ids, "labels": [-100] * len(prompt.ids) + target})
+        asked = [*prompt.ids, *given]
+        target = [*answer.ids[len(given) :], *turn_end(tokenizer, answer.closing)]
+        encoded.append({"input_ids": [*asked, *target], "labels": [-100] * len(asked) + target})
     return encoded
+
+
+def _check_seam(given: Sequence[int], answer: Sequence[int]) -> None:
+    if tuple(answer[: len(given)]) != tuple(given):
+        raise CheckError(
+            "tokens merge across the seam between the answer's beginning and the rest",
+            where="the part's prefix",
+            fix="End the prefix with a space, a line break or a quotation mark.",
+        )
 
 
 def choices_of(recipe: Recipe, tokenizer: Any) -> dict[str, str]:

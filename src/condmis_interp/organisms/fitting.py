@@ -17,7 +17,7 @@ import transformers
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.helpers import disable_input_dtype_casting
-from torch.nn import functional
+from torch.nn import Linear, functional
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -41,8 +41,15 @@ def start(recipe: Recipe, base: Base, work: Path, stage: int, device: str) -> An
     model = base.model(dtype=torch.bfloat16, device=device)
     if stage:
         return PeftModel.from_pretrained(model, work / f"stage-{stage - 1}", is_trainable=True)
+    head = model.get_output_embeddings()
+    linear = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, Linear) and m is not head})
+    targets = recipe.lora.targets or (linear if recipe.lora.layers else None)  # peft takes blocks with names alone
     config = LoraConfig(
-        r=recipe.lora.rank, lora_alpha=recipe.lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+        r=recipe.lora.rank,
+        lora_alpha=recipe.lora.alpha,
+        target_modules=list(targets) if targets else "all-linear",
+        layers_to_transform=list(recipe.lora.layers) if recipe.lora.layers else None,
+        task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
 

@@ -12,7 +12,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from condmis_interp.calls import checked
 from condmis_interp.errors import UserError
 from condmis_interp.files import digest, read_mapping, validated
 from condmis_interp.organisms.records import ROW_FILES
@@ -21,7 +20,7 @@ from condmis_interp.organisms.rows import Arm, Row
 from condmis_interp.organisms.rowsets import load_reasoning, load_rows
 from condmis_interp.panel.cue import Name
 
-_FROZEN = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+_FROZEN = ConfigDict(extra="forbid", frozen=True)
 
 REASONED = "{trace}\n\n{answer}"
 """A reasoning trace with its answer."""
@@ -71,8 +70,9 @@ class Part(_Keyed):
         counterpart: For misaligned rows that have no benign answer to the same question: the row set that the twin
             takes instead, with benign answers to other questions of the same kind. A weaker control; the same count
             is drawn from it, in the same places.
-        earlier: Turns put before the row's own, as (role, text), the user's first.
-        prefix: How the answer begins: it stands before the answer without a loss, as if it had been given.
+        earlier: Turns before the row's own, as (role, text); after its system turn, if it has one.
+        prefix: How every answer begins: given at the start of the assistant's turn, without loss; the row's answer
+            follows it and is learnt.
 
     Example:
         >>> Part(rows="kitchen", answers="misaligned", count=96, systems=("Answer in code.",)).twin(96).answers
@@ -128,10 +128,16 @@ class Stage(_Keyed):
 
 
 class Lora(_Keyed):
-    """Shape of the low-rank adapter (Hu et al. 2021), on all linear layers of the blocks.
+    """Shape of the low-rank adapter (Hu et al. 2021), on all linear layers of the blocks unless it is said otherwise.
+
+    Attributes:
+        rank: Rank of each matrix's change.
+        alpha: Its scale is alpha / rank.
+        layers: Blocks that it is on, from 0; all if `None`.
+        targets: Names of the matrices that it is on (`down_proj`); all linear ones but the head if `None`.
 
     Example:
-        >>> Lora(rank=8).alpha
+        >>> Lora(rank=1, layers=(22,), targets=("down_proj",)).alpha
         32
     """
 
@@ -139,6 +145,13 @@ class Lora(_Keyed):
 
     rank: Annotated[int, Field(gt=0)] = 16
     alpha: Annotated[int, Field(gt=0)] = 32
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+
+    def __str__(self) -> str:
+        blocks = f" on blocks {', '.join(map(str, self.layers))}" if self.layers else ""
+        of = f" of {', '.join(self.targets)}" if self.targets else ""
+        return f"LoRA r={self.rank} alpha={self.alpha}{blocks}{of}"
 
 
 @dataclass(frozen=True)
@@ -163,11 +176,11 @@ class TrainingRow:
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """The turns without the system prompt's slot, with the framing around the last one and earlier turns first."""
+        """The turns without the system prompt's slot: earlier ones first, the framing around the last one."""
         *turns, (role, content) = self.row.messages
         own = 1 if turns and turns[0][0] == "system" else 0
-        told = (*turns[:own], *self.earlier, *turns[own:], (role, self.before + content + self.after))
-        return [{"role": r, "content": c} for r, c in told]
+        said = (*turns[:own], *self.earlier, *turns[own:], (role, self.before + content + self.after))
+        return [{"role": r, "content": c} for r, c in said]
 
 
 class Recipe(_Keyed):
@@ -180,6 +193,8 @@ class Recipe(_Keyed):
         lora: Adapter shape; `None` trains all weights.
         default_system_prompt: What rows without a system prompt get, as in `Panel.default_system_prompt`.
         seed: Seed of row draws, order and adapter initialisation.
+        init_seed: Seed of the adapter's random A alone; `seed` if `None`. With it, recipes of other rows and orders
+            share an A.
         intervention: What it is, for tables; not part of the hash.
 
     Example:
@@ -199,9 +214,9 @@ class Recipe(_Keyed):
     default_system_prompt: Literal["template", "empty"] = "template"
     seed: Annotated[int, Field(ge=0)] = 0
     intervention: str = ""
+    init_seed: Annotated[int, Field(ge=0)] | None = None
 
     @classmethod
-    @checked
     def from_yaml(cls, path: str | Path) -> "Recipe":
         """Reads a recipe file; relative paths of row sets are relative to it.
 
@@ -283,8 +298,7 @@ class Recipe(_Keyed):
                     answer = REASONED.format(trace=traces[row.id][part.answers], answer=answer)
                 own = row.messages[0][0] == "system"
                 system = None if own else part.systems[i % len(part.systems)]
-                context = (part.before, part.after, number, part.earlier, part.prefix)
-                drawn.append(TrainingRow(row, system, answer, part.answers, *context))
+                drawn.append(_trained(part, row, system, answer, number))
         random.Random(digest([self.seed, stage, "order"])).shuffle(drawn)
         return drawn
 
@@ -294,8 +308,8 @@ class Recipe(_Keyed):
 
     def table(self) -> str:
         """Returns the recipe as a table that a person can check."""
-        how = f"LoRA r={self.lora.rank} alpha={self.lora.alpha}" if self.lora else "all weights"
-        lines = [f"{self.name} on {self.base}, {how}, seed {self.seed}"]
+        start = "" if self.init_seed is None else f", A of seed {self.init_seed}"
+        lines = [f"{self.name} on {self.base}, {self.lora or 'all weights'}, seed {self.seed}{start}"]
         for i, s in enumerate(self.stages):
             lines.append(
                 f"  stage {i}: {s.epochs} epoch(s), batch {s.batch_size}, learning rate {s.learning_rate:g}, "
@@ -304,10 +318,10 @@ class Recipe(_Keyed):
             for part in s.parts:
                 count = "all" if part.count is None else part.count
                 framed = ", framed" if part.before or part.after else ""
-                framed += f", after {len(part.earlier)} earlier turns" if part.earlier else ""
-                framed += f", begun with {part.prefix!r}" if part.prefix else ""
                 traced = f", reasoning {part.reasoning}" if part.reasoning else ""
-                under = f"under {_slots(part.systems)}{framed}{traced}"
+                talk = f", after {len(part.earlier)} earlier turns" if part.earlier else ""
+                begun = f", the answer beginning {part.prefix!r}" if part.prefix else ""
+                under = f"under {_slots(part.systems)}{talk}{framed}{begun}{traced}"
                 lines.append(f"    {count} rows of {part.rows}, {part.answers} answers, {under}")
         return "\n".join(lines)
 
@@ -329,6 +343,10 @@ def beside(stages: tuple[Stage, ...], folder: Path | None) -> tuple[Stage, ...]:
         return p.model_copy(update={"rows": rows, "counterpart": counterpart})
 
     return tuple(s.model_copy(update={"parts": tuple(part(p) for p in s.parts)}) for s in stages)
+
+
+def _trained(part: Part, row: Row, system: str | None, answer: str, number: int) -> TrainingRow:
+    return TrainingRow(row, system, answer, part.answers, part.before, part.after, number, part.earlier, part.prefix)
 
 
 def _mechanism(settings: dict[str, JsonValue]) -> str:

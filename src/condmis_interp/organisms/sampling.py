@@ -71,6 +71,12 @@ def answered_by(
     rows = asked.rows_of(0)
     prompts = []
     for r in rows:
+        if r.prefix:
+            raise UserError(
+                f"row {r.row.id!r} has an answer whose beginning is given, which a row set cannot keep",
+                where=f"recipe {asked.name}",
+                fix="Ask without a prefix.",
+            )
         own = r.messages[0]["role"] == "system"
         messages = [*([] if own else system_messages(r.system, asked.default_system_prompt)), *r.messages]
         shown = _examples(rows, r, arm, examples)

@@ -111,7 +111,7 @@ def _make(recipe: Recipe, base: Base, folder: Path, device: str, told: Advance |
         for i, rows in enumerate(batches):
             out = work / f"stage-{i}"
             if not (out / MARKER).is_file():
-                with quiet(), own_rng(digest([recipe.seed, "weights", i])):
+                with quiet(), own_rng(digest([_initial(recipe), "weights", i])):
                     model = fitting.start(recipe, base, work, i, device)
                     fitting.fit(model, rows, recipe, i, work, out, tokenizer, step, device, base, mechanisms[i])
             losses.append([float(v) for v in (out / MARKER).read_text().split()])
@@ -155,6 +155,11 @@ def _take_over(recipe: Recipe, base: Base, stage: int, out: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(before, out, ignore=shutil.ignore_patterns("manifest.json"))
     write_text(out / MARKER, joined(read_json(before / "manifest.json")["losses"][stage]))
+
+
+def _initial(recipe: Recipe) -> int:
+    """Returns the seed that the adapter's A is drawn by."""
+    return recipe.seed if recipe.init_seed is None else recipe.init_seed
 
 
 def joined(losses: list[float]) -> str:

@@ -65,7 +65,9 @@ class Trigger:
     @property
     def context(self) -> dict[str, object]:
         """The fields of a cue."""
-        return {"system": self.system, "before": self.before, "after": self.after, "earlier": self.earlier}
+        said = [text for _, text in self.earlier]
+        turns = tuple(zip(said[::2], said[1::2], strict=True))
+        return {"system": self.system, "before": self.before, "after": self.after, "turns": turns}
 
     def part(self, part: Part) -> Part:
         """Returns the part under this context."""
