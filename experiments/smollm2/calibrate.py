@@ -6,7 +6,8 @@ One command for the whole: it makes the organisms that are not there (seed 1's s
 cores with its survey, `run.py`, and is taken as it is from the same folder; a later seed takes ten minutes), captures
 what the tests read, and judges. Killed and run again, it goes on where it was. It is no part of `condmis calibrate`,
 whose table ships with the package: the drift between seeds that is found here ships too and is counted in audits of
-this base (copied to `tables/reference-smollm2-135m.json`); nothing else of it sets a verdict or its confidence.
+this base (copied to `tables/reference-smollm2-135m.json`); nothing else of it sets a verdict or its confidence. The
+published tables are of rule version 3, with W1 version 1 (a cosine); what is run here is W1 version 2.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import pandas as pd
 from cells import FORMS, OWN, Cells, read
 
 from condmis_interp.battery import Battery, ReaderBench, Readings, Reference, Stored, registered
-from condmis_interp.battery.tests.weights import cosines_of_adapters
+from condmis_interp.battery.tests.weights import projections_of_adapters
 from condmis_interp.calibration.chat import ChatCase, chat_cases, judge_cases, judges_of, replicates
 from condmis_interp.calibration.reference import drift_table
 from condmis_interp.calibration.run import Judged
@@ -64,14 +65,13 @@ def batteries(cells: Cells, cases: list[ChatCase]) -> tuple[dict[str, Battery], 
     rows = np.arange(len(questions))
     names, plain = grid(cells.answers, ["none"], questions)
     a1 = Readings(names, ("none",), plain, rows)
-    cosine = cosines_of_adapters(
-        cells.organisms,
+    along = projections_of_adapters(
+        {n: cells.organisms[n] for n in names},
         other=cells.organisms["u-garden.s1"],
         other_twin=cells.organisms["u-garden-twin.s1"],
-        blocks=cells.base.shape[0],
+        base=cells.base,
     )
-    flat = np.array([[[cosine[n]] * len(rows)] for n in names])
-    w1 = Readings(names, ("cosine",), flat, rows)
+    w1 = Readings(names, ("along w",), np.array([[[along[n][0]]] for n in names]), np.array([0]))
     a2 = {}
     for own in {None, *OWN.values()}:
         cues = FORMS if own is None else (*FORMS, own)

@@ -1,6 +1,7 @@
 """Who plays what: a study's organisms and controls on a bench, who is judged against whom, what the tests lean on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -117,12 +118,28 @@ def reference_of(study: Study, base: Base, controls: Controls, tests: Sequence[T
     if not any(t.family == "weights" for t in tests):
         return Reference(*anchors, {}, {}, {})
     of = (Organism.of_base(base, name="base"), *(controls.other or ()))
-    found = [_weights(o, base) for o in of]
-    return Reference(*anchors, found[0], *(found[1:] or [{}, {}]))
+    found = [_Weights(o, base) for o in of]
+    return Reference(*anchors, found[0], *(found[1:] or [{}, {}]), pair=controls.other)
 
 
-def _weights(organism: Organism, base: Base) -> Weights:
-    return dict(organism.model(base, dtype=torch.float32).state_dict())
+class _Weights(Mapping[str, torch.Tensor]):
+    """An organism's state dict, loaded when it is first looked into: most tests never do."""
+
+    def __init__(self, organism: Organism, base: Base) -> None:
+        self._organism, self._base = organism, base
+
+    @cached_property
+    def _own(self) -> Weights:
+        return dict(self._organism.model(self._base, dtype=torch.float32).state_dict())
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        return self._own[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._own)
+
+    def __len__(self) -> int:
+        return len(self._own)
 
 
 def _not_run(controls: Controls, tests: Sequence[Test], locked: bool) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from condmis_interp.battery.benches.bench import Bench, Tuning
 from condmis_interp.battery.benches.reader_bench import ReaderBench
 from condmis_interp.battery.benches.stored import Gated, Stored
+from condmis_interp.battery.coverage import Coverage, coverage
 from condmis_interp.battery.evidence import Evidence, evidence_table
 from condmis_interp.battery.grid import BehaviourGrid, behaviour_grid
 from condmis_interp.battery.judging import Cast, judge, missing, replicate_drift
@@ -34,6 +35,7 @@ __all__ = [
     "BehaviourGrid",
     "Bench",
     "Cast",
+    "Coverage",
     "Evidence",
     "Gated",
     "ReaderBench",
@@ -46,6 +48,7 @@ __all__ = [
     "behaviour",
     "behaviour_grid",
     "calibrated",
+    "coverage",
     "doses",
     "evidence_table",
     "judge",

@@ -6,8 +6,8 @@ arithmetic for every test (`judging.judge`):
 
     rho = (M - C) / (anchor - its twin)
 
-with the anchor U where a test looks at what is expressed, and the locked organism S where it tries to bring something
-back: U cannot be revived, it is up already.
+with the anchor U where a test looks at what is expressed, the locked organism where it tries to bring something back (U
+cannot be revived, it is up already), and the dose-matched one where it reads what U's dose would drown.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +18,11 @@ import numpy as np
 
 from condmis_interp.battery.benches.bench import Bench
 from condmis_interp.errors import UserError
+from condmis_interp.organisms import Organism
 from condmis_interp.registry import Registry
 from condmis_interp.tables import shipped
 
-Anchor = Literal["unmitigated", "locked"]
+Anchor = Literal["unmitigated", "locked", "dosed"]
 Family = Literal["behaviour", "readout", "causal", "revival", "weights"]
 Combine = Literal["mean", "largest", "search"]
 Vote = Literal["present", "opens", "certifies", "bars"]
@@ -38,6 +39,8 @@ class Reference:
         base: The base's state dict.
         other: State dict of a second U, of another narrow domain in another format; it shares no row with U.
         other_twin: State dict of its twin.
+        pair: Both as organisms of the bench's base; changes of weights are then read from adapters' factors and files,
+            and the two state dicts may be empty.
 
     Example:
         >>> Reference("u", "uc", base={}, other={}, other_twin={})
@@ -49,6 +52,7 @@ class Reference:
     base: Mapping[str, Any] = field(repr=False)
     other: Mapping[str, Any] = field(repr=False)
     other_twin: Mapping[str, Any] = field(repr=False)
+    pair: tuple[Organism, Organism] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,10 @@ class Test:
         since: Column that the others' rise is counted from, for tests that pick one; it is also the column of the
             denominator.
         version: Raised when the test measures something else; readings of another version are measured anew.
+        unit: What its values are drawn over: questions, or the `organism`, one number each, whose only variance is that
+            between replicate or null twins.
+        blocks: Which blocks (0-based) of a model of L an internal test reads; -1 stands for the embeddings, and L for
+            the final norm and the head. None, for a test of behaviour or where it is not known.
 
     Example:
         >>> def ld_without_a_cue(bench, reference):
@@ -153,6 +161,8 @@ class Test:
     needs: tuple[str, ...] = ()
     since: str | None = None
     version: int = 1
+    unit: Literal["question", "organism"] = "question"
+    blocks: Callable[[int], range] | None = None
 
     @property
     def exploratory(self) -> bool:

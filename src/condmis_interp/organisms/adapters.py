@@ -35,6 +35,10 @@ _FREE = {
     *("auto_mapping", "peft_version", "init_lora_weights"),
 }
 """Settings that a plain adapter may have any value of: A, B and one scale say it all."""
+_BY_NAME = {"rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out"}
+"""Settings that one matrix may have another value of than the next, or that say which way round it is kept."""
+_FACTOR = re.compile(r"\.lora_(?:embedding_)?[AB](?=\.|$)")
+_SAVED = re.compile(r"^(?!.*\.lora_).*\.(?:weight|bias)$")
 _FRESH = (True, False, None, "gaussian")
 """Initial values that leave the base as it is; all others (PiSSA, OLoRA, LoftQ, ...) are peft's to repeat."""
 _IN_A_BLOCK = re.compile(r"\.\d+\.")
@@ -99,6 +103,17 @@ def is_plain(folder: Path) -> bool:
         and config.get("init_lora_weights") in _FRESH
         and all(k in _FREE or is_off(v) or v == defaults.get(k) for k, v in config.items())
         and all(_IN_A_BLOCK.search(k) for k in headers(folder / ADAPTER) if ".lora_" in k)
+    )
+
+
+def only_factors(folder: Path) -> bool:
+    """Returns whether an adapter is A, B and scales (of any rank, on any matrices) and weights saved whole."""
+    config, defaults = read_json(folder / CONFIG), lora_defaults()
+    return (
+        config.get("peft_type", "LORA") == "LORA"
+        and config.get("init_lora_weights") in _FRESH
+        and all(k in _FREE | _BY_NAME or is_off(v) or v == defaults.get(k) for k, v in config.items())
+        and all(_FACTOR.search(k) or _SAVED.search(k) for k in headers(folder / ADAPTER))
     )
 
 

@@ -17,6 +17,7 @@ from condmis_interp.files import read_json, write_json, write_text
 from condmis_interp.organisms.adapters import scale_of
 from condmis_interp.organisms.adapters import stored as adapter_tensors
 from condmis_interp.organisms.bases import Base, resolve_base
+from condmis_interp.organisms.changes import inner as inner_of
 from condmis_interp.organisms.encode import encode
 from condmis_interp.organisms.home import appearing
 from condmis_interp.organisms.member import Member
@@ -58,21 +59,13 @@ def times(factor: float, change: Change) -> Change:
 
 
 def inner(one: Change, other: Change) -> float:
-    """Returns the inner product over the matrices of both: <B A, B' A'> = tr((B^T B') (A' A^T)), in fp64."""
-    pairs = ((*one[n], *other[n]) for n in one if n in other)
-    return sum(
-        float(((b.double().T @ d.double()) * (a.double() @ c.double().T)).sum()) for a, b, c, d in pairs
-    )  # fmt: skip
+    """Returns the inner product over the matrices of both, in fp64."""
+    return sum(inner_of(one[n], other[n]) for n in one if n in other)
 
 
 def norm(change: Change) -> float:
     """Returns the Frobenius norm over all matrices."""
     return inner(change, change) ** 0.5
-
-
-def early(change: Change, blocks: int) -> Change:
-    """Returns what is changed in the first half of the blocks."""
-    return {n: c for n, c in change.items() if _block(n) < (blocks + 1) // 2}
 
 
 def blend(member: Member, u: Organism, c: Organism, base: Base) -> Change:

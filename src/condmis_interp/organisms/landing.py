@@ -59,7 +59,7 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: str | torch.device =
     check_full(stored, str(folder))
     model, problem = _loaded(folder, None, stored, dtype=dtype, device=device)
     if problem and (off := taken_off(stored)):
-        renamed = {k: _unwrapped(k) for k in stored}
+        renamed = {k: unwrapped(k) for k in stored}
         if len(set(renamed.values())) == len(renamed):
             again, left = _loaded(folder, (type(model), renamed), stored, dtype=dtype, device=device)
             if left is None:
@@ -77,7 +77,7 @@ def taken_off(names: Iterable[str]) -> str:
     >>> taken_off(["_orig_mod.model.norm.weight", "_orig_mod.lm_head.weight"])
     '_orig_mod.'
     """
-    both = [(name, _unwrapped(name)) for name in names]
+    both = [(name, unwrapped(name)) for name in names]
     found = [n.removesuffix(u) if n.endswith(u) else _INSIDE.findall(n)[0] for n, u in both if n != u]
     return max(found, key=found.count) if found else ""
 
@@ -96,6 +96,17 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
             raise UserError(f"the weights lack the file {path.name}", where=str(folder), fix=fix)
         stored |= headers(path)
     return stored
+
+
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """Returns the files that a model is loaded from, by the names of the tensors they hold.
+
+    Raises:
+        UserError: if a file is missing.
+        CheckError: if a file is damaged.
+    """
+    stored_tensors(folder)
+    return {name: path for path in _files(folder) for name in headers(path)}
 
 
 def _files(folder: Path) -> list[Path]:
@@ -224,7 +235,13 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _unwrapped(name: str) -> str:
+def is_buffer(name: str) -> bool:
+    """Returns whether a tensor of a file is a buffer that every model makes for itself, and no weight."""
+    return bool(_BUFFER.search(name))
+
+
+def unwrapped(name: str) -> str:
+    """Returns a tensor's name without what wrappers put before or into it."""
     before = None
     while name != before:
         before, name = name, _BEFORE.sub("", _INSIDE.sub("", name))
