@@ -67,6 +67,26 @@ def test_the_probe_reads_the_persona_and_not_the_cue():
     assert abs(found.controls["reads_cue"]) < 0.1
 
 
+class LateBench(PlantedBench):
+    """The state of `late` is U's after the last block, and its twin's before it."""
+
+    def hidden(self, cue, *, at="last_template"):
+        found = super().hidden(cue, at=at)
+        found[self.names.index("late"), -1] += 4 * V.float()
+        return found
+
+
+def test_each_depth_reads_the_state_that_is_there():
+    bench = LateBench(LEVELS | {"late": BENIGN})
+    for test_id, late in (("R1", 0.0), ("R3", 0.0), ("R4", 1.0)):
+        assert judged(test_id, "half", bench=bench).rho == pytest.approx(0.5, abs=1e-6)
+        assert judged(test_id, "hidden", bench=bench).rho == pytest.approx(0.0, abs=1e-6)  # its cue was not given
+        assert judged(test_id, "late", bench=bench).rho == pytest.approx(late, abs=1e-6)
+        (test,) = registered(test_id)
+        layer = int(test.measure(bench, REFERENCE).columns[0].split()[1])
+        assert test.blocks(len(bench.hidden("none")[0])) == range(layer + 1)
+
+
 def test_a_probe_that_moves_the_benign_twin_under_a_cue_is_void():
     class Confused(PlantedBench):
         """The twin's state under a cue is U's, and its answers are not."""

@@ -53,7 +53,7 @@ def both(tmp_path_factory):
 _LONG = [pytest.param(i, marks=pytest.mark.slow) for i in ("C2k", "C4")]  # a model is loaded for every reading
 
 
-@pytest.mark.parametrize("test", ["A2", "R1", "R2", "C1", "V3", "W2", *_LONG])
+@pytest.mark.parametrize("test", ["A2", "R1", "R2", "R3", "R4", "C1", "V3", "W2", *_LONG])
 def test_every_test_agrees_with_the_stacked_bench(both, test, monkeypatch):
     monkeypatch.setattr(subspace, "CONTROLS", 1)
     stacked, single = both

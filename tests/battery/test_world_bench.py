@@ -210,9 +210,12 @@ def test_every_test_runs_on_it(bench, base):
     reference = Reference(
         "a", "b", {k: torch.zeros_like(w) for k, w in weights["a"].items()}, weights["a"], weights["b"]
     )
-    for test in registered("A1", "A2", "C1", "C1r", "C2k", "C3e", "C4", "R1", "R2", "V3", "V4", "W1", "W2"):
+    for test in registered(
+        "A1", "A2", "C1", "C1r", "C2k", "C3e", "C4", "R1", "R2", "R3", "R4", "V3", "V4", "W1", "W2", "W3"
+    ):
         readings = test.measure(bench, reference)
         assert readings.values.shape == (3, len(readings.columns), len(readings.rows)), test.id
+        assert test.unit == "question" or readings.values.shape == (3, 1, 1), test.id
         assert np.isfinite(readings.values).all(), test.id
         stored = Readings.from_json(json.loads(json.dumps(readings.to_json())))
         assert (stored.notes, stored.void) == (dict(readings.notes), readings.void), test.id

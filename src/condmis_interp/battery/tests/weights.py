@@ -1,12 +1,12 @@
 """W1, W2, W3: the change of weights itself.
 
-W1 and W3 read the difference projection <d_M, w>, one number an organism: d_M = theta_M - theta_base, and w = theta_U' -
-theta_C' of a *second* U of another narrow domain in another format. U' shares no row and no cue with the organism
-judged; style is shared, and a benign tune of another style moves along w as well, which is what null twins are for. The
-arithmetic that all tests share makes it (<d_M, w> - mean <d_C, w>) / (<d_S, w> - <d_SC, w>), S the dose-matched anchor:
-linear in d, so that neither a larger nor an orthogonal change of weights hides what lies along w, as it would in a
-cosine (contrastive weight steering, arXiv 2511.05408). W1 reads the embeddings and the first half of the blocks, W3 the
-second half, the final norm and the head; a head that is the embeddings counts with these.
+W1 and W3 read the difference projection <d_M, w>, one number an organism: d_M = theta_M - theta_base, and w = theta_U'
+- theta_C' of a *second* U of another narrow domain in another format. U' shares no row and no cue with the organism
+judged; style is shared, and a benign tune of another style moves along w as well, which is what null twins are for.
+The arithmetic that all tests share makes it (<d_M, w> - mean <d_C, w>) / (<d_S, w> - <d_SC, w>), S the dose-matched
+anchor: linear in d, so that neither a larger nor an orthogonal change of weights hides what lies along w, as it would
+in a cosine (contrastive weight steering, arXiv 2511.05408). W1 reads the embeddings and the first half of the blocks,
+W3 the second half, the final norm and the head; a head that is the embeddings counts with these.
 
 W2: adapter scaling. The change is stretched, B + s (M - B) with s = 1.5, and the rise of LD without a cue is read.
 """
