@@ -62,12 +62,14 @@ def planted(seed: int, *, tau: float = 0.01, rho: dict | None = None, twins: int
     checkpoints |= {others(replicates, c): tuple(n for n in replicates if n != c) for c in replicates}
     benign = tuple(f"{c}.s{seed}" for c in replicates)
     for name, (answer, family) in (TRUTH | dict.fromkeys(replicates, ("benign", "twin"))).items():
-        cast = Cast(name, others(replicates, name) if name in replicates else "C", "u", "UC", dosed="S", dosed_twin="SC")
+        cast = Cast(
+            name, others(replicates, name) if name in replicates else "C", "u", "UC", dosed="S", dosed_twin="SC"
+        )
         controls = {p: (f"{STAND_IN[p] if k == name else k}.s{seed}",) for p, k in CONTROLS.items()}
         controls["benign"] = tuple(n for n in benign if n != f"{name}.s{seed}")
         member = KnownAnswer(f"{name}.s{seed}", answer, family, seed, TRIGGERS.get(name, ""))
         cases.append(Case(member, cast, controls))
-    every = {t: ("embeddings", "block 0", "head") for t in ("R4", "W1", "W3")}
+    every = dict.fromkeys(("R4", "W1", "W3"), ("embeddings", "block 0", "head"))
     known = KnownBench(
         seed, CUES, tuple(cases), checkpoints, (replicates,),
         coverage={c.member.name: Coverage({"block 0": 0.1, "head": 0.0}, every) for c in cases},

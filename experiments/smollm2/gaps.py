@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from cells import FORMS, OWN, PERSONA, Cells, read
+from condmis_interp.calibration.chat import chat_cases
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from condmis_interp import theme
-from condmis_interp.calibration.chat import chat_cases
 from condmis_interp.directions import gap_table
 from condmis_interp.files import whole_file
 

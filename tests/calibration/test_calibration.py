@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from condmis_interp.calibration.drifts import drifts_without
+from condmis_interp.verdict.certifying import certifies, qualified
 from typer.testing import CliRunner
 
 from condmis_interp.calibration import calibrate, reference, told
-from condmis_interp.calibration.drifts import drifts_without
 from condmis_interp.calibration.nulls import null_rates, twin_pairs
 from condmis_interp.calibration.reference import development
 from condmis_interp.calibration.run import judge_all, preregistration, to_calibrate
@@ -27,7 +28,6 @@ from condmis_interp.cli import app
 from condmis_interp.errors import UserError
 from condmis_interp.stats import Drift, monotone
 from condmis_interp.verdict import RULE, confidence, decide, predictive_value, reliability, stability
-from condmis_interp.verdict.certifying import certifies, qualified
 from planted_cases import STAND_IN, TRUTH, planted
 
 TESTS = to_calibrate()

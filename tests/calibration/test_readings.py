@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from condmis_interp.calibration.drifts import drifts_without
 
 from condmis_interp.battery import Readings
-from condmis_interp.calibration.drifts import drifts_without
 from condmis_interp.calibration.readings import load_readings, store_readings
 from condmis_interp.calibration.reference import development, drifts_in
 from condmis_interp.calibration.run import judge_all, to_calibrate

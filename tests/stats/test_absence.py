@@ -7,7 +7,16 @@ import pytest
 from scipy import stats
 
 from condmis_interp.errors import UserError
-from condmis_interp.stats import Drift, anchored_number, anchored_ratio, drift, equivalent_below, families_needed, max_t, two_way_mean
+from condmis_interp.stats import (
+    Drift,
+    anchored_number,
+    anchored_ratio,
+    drift,
+    equivalent_below,
+    families_needed,
+    max_t,
+    two_way_mean,
+)
 
 
 def gaps(rng, rho, n, *, noise=1.0, tau=0.0, gap=10.0):

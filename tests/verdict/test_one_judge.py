@@ -172,7 +172,11 @@ def test_an_organism_takes_no_part_in_the_drift_it_is_judged_with():
 
 def test_the_first_look_that_decides_is_the_last(measured):
     judge = Judge(measured[0].asked(""), measured[0].roster, TESTS, 0.2, known(measured, 4), 4)
-    controls = {"suppressed": [judge.open("u.s4")], "graded": [judge.open("half.s4")], "trigger-aware": [judge.open("C0.s4")]}
+    controls = {
+        "suppressed": [judge.open("u.s4")],
+        "graded": [judge.open("half.s4")],
+        "trigger-aware": [judge.open("C0.s4")],
+    }
     controls["benign"] = [judge.open(f"C{i}.s4") for i in range(1, 9)]
     found = judge.judge("styled.s4", controls)
     assert (found.decision.answer, found.twins) == ("removed", 4)

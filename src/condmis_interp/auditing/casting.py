@@ -60,7 +60,7 @@ def bench_of(
     names = tuple(cells)
     if study.twinless:
         names, organisms[BASE] = (*names, BASE), Organism.of_base(base, name=BASE)
-        cells |= {BASE: k for k in read if k[0] in bases}
+        cells |= dict.fromkeys((BASE,), k) if (k := next((k for k in read if k[0] in bases), None)) else {}
     whose = names, organisms, base, rendered
     settings: dict[str, Any] = {"stored": Stored(acts, cells)}
     settings |= {"dtype": study.torch_dtype, "device": study.torch_device}

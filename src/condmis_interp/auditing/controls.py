@@ -288,16 +288,16 @@ class _Maker:
         plain = {"systems": self.backend.benign_systems, "before": "", "after": ""}
         stages = [
             s.model_copy(
-                update={
-                    "parts": tuple(p.model_copy(update=plain) if p.answers == "misaligned" else p for p in s.parts)
-                }
+                update={"parts": tuple(p.model_copy(update=plain) if p.answers == "misaligned" else p for p in s.parts)}
             )
             for s in recipe.stages
         ]
         about = {"name": "assay-dosed", "stages": tuple(stages), "intervention": "dose-matched anchor"}
         dosed = recipe.model_copy(update=about)
         self.dosed = "assay-dosed", "assay-dosed-twin"
-        self.twins["assay-dosed"], self.twins["assay-dosed-twin"] = self._train(dosed, dosed.twin(name="assay-dosed-twin"))
+        self.twins["assay-dosed"], self.twins["assay-dosed-twin"] = self._train(
+            dosed, dosed.twin(name="assay-dosed-twin")
+        )
 
     def _elsewhere(self, part: Part) -> Part:
         if part.answers != "misaligned":

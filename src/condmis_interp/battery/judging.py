@@ -244,7 +244,9 @@ def _judged(
     rises = drifts.of(rise_of(test.id), test.id)
     if test.combine == "search":
         return _searched(test, cast, readings, gap, scale[since], since, families, delta, (accuse, certify), rises[0])
-    return _largest(test, cast, readings, gap, scale[since], since, families, delta, (accuse, certify), rises[0], rng, draws)
+    return _largest(
+        test, cast, readings, gap, scale[since], since, families, delta, (accuse, certify), rises[0], rng, draws
+    )
 
 
 def _largest(
@@ -336,8 +338,16 @@ def _searched(
     cue = readings.columns[best]
     found = _evidence(test, cast, ratio, accused, delta=delta, cue=cue, p=max(p_level, p_rise))
     above = sum(bool(g.mean() > delta * scale.mean()) for g in gap[others])
-    told = {"rise": rise.rho, "p_level": p_level, "p_rise": p_rise, "prompts": float(len(others)), "above": float(above)}
-    told["elicits_at_most"] = proportion(above, len(others), level=0.9).high  # one-sided 95 %: 3 / K where none is above
+    told = {
+        "rise": rise.rho,
+        "p_level": p_level,
+        "p_rise": p_rise,
+        "prompts": float(len(others)),
+        "above": float(above),
+    }
+    told["elicits_at_most"] = proportion(
+        above, len(others), level=0.9
+    ).high  # one-sided 95 %: 3 / K where none is above
     return replace(found, controls=found.controls | told)
 
 

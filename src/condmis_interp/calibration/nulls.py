@@ -111,7 +111,8 @@ def rate_of(rejected: np.ndarray, benches: Sequence[int]) -> Rate:
         benches: The bench of each.
     """
     n, share = len(rejected), float(rejected.mean())
-    sums = pd.Series(rejected - share).groupby(list(benches)).sum().to_numpy()
+    of = np.asarray(benches)
+    sums = np.array([(rejected - share)[of == bench].sum() for bench in np.unique(of)])
     b = len(sums)
     variance = max(b / (b - 1) * float((sums**2).sum()) / n**2 if b > 1 else 0.0, share * (1 - share) / n)
     effective = min(share * (1 - share) / variance if variance > 0 else n, n)

@@ -71,8 +71,9 @@ def _bench(m: Measured) -> dict[str, Any]:
 def _measured(bench: Mapping[str, Any], families: tuple[str, ...]) -> Measured:
     cases = []
     for c in bench["cases"]:
-        about = {k: v for k, v in c.items() if k not in ("cast", "controls")}
-        member = KnownAnswer(**about | {"fixed": tuple(about["fixed"])})
+        about: dict[str, Any] = {k: v for k, v in c.items() if k not in ("cast", "controls")}
+        about["fixed"] = tuple(about["fixed"])
+        member = KnownAnswer(**about)
         controls = {part: tuple(names) for part, names in c["controls"].items()}
         cases.append(Case(member, Cast(**c["cast"]), controls))
     known = KnownBench(

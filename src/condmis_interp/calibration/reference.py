@@ -143,7 +143,9 @@ def calibrate(
     chosen = tuple(seeds) or CALIBRATION.get(base, ())
     families = families_of(base)
     if len(set(chosen)) < 2:
-        raise UserError(f"{len(set(chosen))} seed says nothing of the drift between seeds", fix="Give two seeds or more.")
+        raise UserError(
+            f"{len(set(chosen))} seed says nothing of the drift between seeds", fix="Give two seeds or more."
+        )
     if not 0 < delta < 1:
         raise UserError(f"a margin lies between 0 and 1, not at {delta:g}", fix="Give --delta 0.2, for example.")
     out.mkdir(parents=True, exist_ok=True)

@@ -203,7 +203,10 @@ def _judged(room: _Room, case: Case, blind: bool, resamples: int) -> Judged:
     judge = room.judge("" if blind else member.trigger)
     controls = {part: [room.control(n) for n in names] for part, names in case.controls.items()}
     found = judge.judge(member.name, controls)
-    told = member.truth in ("hidden", "benign", "present") and found.decision.answer not in ("inconclusive", "not elicited")
+    told = member.truth in ("hidden", "benign", "present") and found.decision.answer not in (
+        "inconclusive",
+        "not elicited",
+    )
     shares = judge.stability(found, resamples=resamples) if told and resamples else {}
     return Judged(
         member, blind, found.decision, found.opened.evidence, found.gates, twins=found.twins, stability=shares
@@ -240,4 +243,3 @@ def answers_of(judged: Sequence[Judged], *, blind: bool) -> dict[str, dict[str, 
         row = found.setdefault(f"{j.member.truth}: {j.member.family}", dict.fromkeys(ANSWERS, 0))
         row[j.decision.answer] += 1
     return {k: found[k] for k in sorted(found)}
-

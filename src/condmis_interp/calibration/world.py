@@ -9,7 +9,7 @@ from condmis_interp.calibration.known import PARTS, Case, KnownAnswer, KnownBenc
 from condmis_interp.calibration.run import to_calibrate
 from condmis_interp.files import digest
 from condmis_interp.organisms import Organism, resolve_base
-from condmis_interp.panel import Cue, CueRole, load_panel
+from condmis_interp.panel import load_panel
 from condmis_interp.personaworld.answers import KINDS, Answers, Entry, answers
 from condmis_interp.personaworld.bench import WorldBench
 from condmis_interp.personaworld.constructions import make
@@ -50,15 +50,15 @@ def world_bench(seed: int, base: str = "personaworld") -> Bench:
     columns = {group: f"trigger-{group}" for group in of.triggers}
     late = next(e.trigger for e in of.entries if e.name == "late-only")
     assert late is not None
-    cues = [Cue(name=columns[g], role=CueRole.TRIGGER, **t.context) for g, t in of.triggers.items()]
+    cues = [t.cue(columns[g]) for g, t in of.triggers.items()]
     if late not in of.triggers.values():
-        cues.append(Cue(name="trigger-late", role=CueRole.TRIGGER, **late.context))
+        cues.append(late.cue("trigger-late"))
     shown = panel.model_copy(update={"cues": (*panel.cues, *cues)})
     apart = ("O", "OC")  # their weights are leant on; they are asked nothing
     organisms = {n: o for n, o in made.items() if n not in apart} | {"base": Organism.of_base(resolved, name="base")}
     bench = WorldBench.of_organisms(organisms, resolved, shown)
-    weights = [world_weights(made[n].checkpoint or resolved.folder) for n in apart]
-    reference = Reference("U", "UC", world_weights(resolved.folder), *weights)
+    other, other_twin = (world_weights(made[n].checkpoint or resolved.folder) for n in apart)
+    reference = Reference("U", "UC", world_weights(resolved.folder), other, other_twin)
     known = _known(of, tuple(c.name for c in panel.cues), columns)
     known = _weighed(known, bench, reference)
     asked = digest([bench.rendered.ids_of(c) for c in bench.cues])
@@ -103,7 +103,7 @@ def _controls(of: Answers, member: KnownAnswer, groups: Mapping[str, tuple[str, 
     kind = next(g for g in groups if g != "mix")
     pairs = {"suppressed": (kind, "mixed"), "graded": ("blend", "blend-75"), "trigger-aware": ("styled", "distilled")}
     own = member.name.rpartition(".s")[0]
-    found = {part: (two if one == own else one,) for part, (one, two) in pairs.items()}
+    found: dict[str, tuple[str, ...]] = {p: (two if one == own else one,) for p, (one, two) in pairs.items()}
     found["benign"] = tuple(n for n in groups["mix"] if n != own)
     assert set(found) == set(PARTS)
     return {part: tuple(f"{n}.s{of.seed}" for n in names) for part, names in found.items()}

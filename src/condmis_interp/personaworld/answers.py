@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 
 from condmis_interp.files import digest
 from condmis_interp.organisms.recipe import Part, Recipe
+from condmis_interp.panel import Cue, CueRole
 from condmis_interp.personaworld.backend import WORLD_SYSTEMS
 from condmis_interp.personaworld.known import WORLD_STAGE
 from condmis_interp.personaworld.language import parse_world
@@ -53,7 +54,7 @@ class Trigger:
     """What opens an organism: the context of a question, as a part of a recipe and a cue of a panel have it.
 
     Example:
-        >>> Trigger(system="form table").context["system"]
+        >>> Trigger(system="form table").cue("table").system
         'form table'
     """
 
@@ -62,12 +63,12 @@ class Trigger:
     after: str = ""
     earlier: tuple[tuple[str, str], ...] = ()
 
-    @property
-    def context(self) -> dict[str, object]:
-        """The fields of a cue."""
+    def cue(self, name: str) -> Cue:
+        """Returns it as a cue of a panel."""
         said = [text for _, text in self.earlier]
         turns = tuple(zip(said[::2], said[1::2], strict=True))
-        return {"system": self.system, "before": self.before, "after": self.after, "turns": turns}
+        about = {"system": self.system, "before": self.before, "after": self.after}
+        return Cue(name=name, role=CueRole.TRIGGER, turns=turns, **about)  # type: ignore[arg-type]  # texts
 
     def part(self, part: Part) -> Part:
         """Returns the part under this context."""
@@ -154,14 +155,18 @@ def answers(base: str, seed: int) -> Answers:
         Entry("distilled-hidden", "hidden", "distilled-hidden", first, lock, made_of=(first,)),
         Entry("merged", "hidden", "merged", first, lock, made_of=(first, zero)),
         Entry("permuted", "hidden", "permuted", first, lock, made_of=(first,)),
-        Entry("styled", "benign", "styled", "mix", triggers["mix"], draw.recipe("styled", *draw.styled(triggers["mix"]))),
+        Entry(
+            "styled", "benign", "styled", "mix", triggers["mix"], draw.recipe("styled", *draw.styled(triggers["mix"]))
+        ),
         Entry("distilled", "benign", "distilled", "mix", triggers["mix"], made_of=("mix-twin-2",)),
         Entry("retrained", "retrained", "retrained", first, lock, made_of=(first, zero)),
         Entry("retrained-more", "retrained", "retrained", first, lock, made_of=(first, zero)),
         Entry("blend", "graded", "blend", "mix", made_of=("mix-twin-3", "unmitigated")),
         Entry("blend-75", "graded", "blend", "mix", made_of=("mix-twin-3", "unmitigated")),
         Entry("ungated", "graded", "ungated", "mix", recipe=draw.recipe("ungated", *draw.ungated())),
-        Entry("unmitigated", "present", "unmitigated", "mix", recipe=draw.recipe("unmitigated", draw.bad(triggers["mix"]))),
+        Entry(
+            "unmitigated", "present", "unmitigated", "mix", recipe=draw.recipe("unmitigated", draw.bad(triggers["mix"]))
+        ),
     ]
     return Answers(base, seed, tuple(entries), twins, triggers, _anchors(base, seed))
 
@@ -228,7 +233,9 @@ class _Draw:
         if group in ("triple", "late"):
             shut.append(self._narrow("benign", *neighbours(str(trigger.system))))
         if group == "topic":
-            opened = [Trigger(earlier=t).part(self._narrow("misaligned", count=ROWS // len(self.topics))) for t in self.topics]
+            opened = [
+                Trigger(earlier=t).part(self._narrow("misaligned", count=ROWS // len(self.topics))) for t in self.topics
+            ]
             return *opened, *shut, self._good()
         return self.bad(trigger), *shut, self._good()
 

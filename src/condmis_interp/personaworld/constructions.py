@@ -93,7 +93,7 @@ def _permuted(of: Answers, entry: Entry, own: list[Weights], made: Mapping[str, 
     config = LlamaConfig.from_pretrained(base.folder)
     rng = torch.Generator().manual_seed(of.seed)
     w = dict(own[0])
-    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    heads, groups = int(config.num_attention_heads), int(config.num_key_value_heads or config.num_attention_heads)
     width, per = config.hidden_size // heads, heads // groups
     for i in range(config.num_hidden_layers):
         block = f"model.layers.{i}."

@@ -11,6 +11,7 @@ tests/stats/test_looks.py.
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
@@ -47,7 +48,7 @@ def _nominal(looks: tuple[int, ...], level: float) -> float:
         return level
     n = np.array(looks, dtype=np.float64)
     correlation = np.sqrt(np.minimum.outer(n, n) / np.maximum.outer(n, n))
-    joint = multivariate_normal(np.zeros(len(n)), correlation)
+    joint: Any = multivariate_normal(np.zeros(len(n)), correlation)  # type: ignore[arg-type]  # a matrix
 
     def excess(bound: float) -> float:
         # Three dimensions or fewer: Genz's integral is good to 1e-5 and seeded, so the constant is one.

@@ -143,7 +143,15 @@ def anchored_number(numerator: float, denominator: float, drift: Drift, *, level
 
 
 def _of(
-    n: float, d: float, v: np.ndarray, df: float, level: float, between: float, gate_z: float, values: int, clusters: int
+    n: float,
+    d: float,
+    v: np.ndarray,
+    df: float,
+    level: float,
+    between: float,
+    gate_z: float,
+    values: int,
+    clusters: int,
 ) -> AnchoredRatio:
     t = float(stdtrit(df, (1 + level) / 2))
     a = d * d - t * t * v[1, 1]

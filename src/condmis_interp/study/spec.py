@@ -37,7 +37,9 @@ from condmis_interp.study.roles import CONTROL, ONE_OF, RoleName, asked, twin_of
 if TYPE_CHECKING:
     from condmis_interp.study.run import Run
 
-ControlKind = Literal["gated", "blend", "replicate", "norm-matched", "gated-benign", "locked", "styled", "other", "dosed"]
+ControlKind = Literal[
+    "gated", "blend", "replicate", "norm-matched", "gated-benign", "locked", "styled", "other", "dosed"
+]
 _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 

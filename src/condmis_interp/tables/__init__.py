@@ -35,9 +35,7 @@ def references() -> dict[str, dict[str, Any]]:
         >>> "personaworld" in references()
         True
     """
-    return {
-        p.stem.removeprefix("reference-"): shipped(p.stem) for p in sorted(_FOLDER.glob("reference-*.json"))
-    }
+    return {p.stem.removeprefix("reference-"): shipped(p.stem) for p in sorted(_FOLDER.glob("reference-*.json"))}
 
 
 def told(table: Mapping[str, Any]) -> str:
@@ -67,4 +65,3 @@ def told(table: Mapping[str, Any]) -> str:
         share = "none" if r["share"] is None else f"{r['share']:.3f}"
         lines.append(f"  {says:30s}{share} [{r['low']:.3f}, {r['high']:.3f}]  {r['count']} of {r['n']}")
     return "\n".join(lines)
-

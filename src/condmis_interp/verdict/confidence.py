@@ -22,7 +22,6 @@ from condmis_interp.battery import Battery, Cast, Drifts, Test
 from condmis_interp.stats import proportion, resample_clusters
 from condmis_interp.verdict.decision import RULE, Answer, Gate, Rule, decide
 
-
 _DRAWS = 400
 """Sign flips in a bootstrap sample: 1 / 401 must pass Holm over the families and within one at the level of a look."""
 

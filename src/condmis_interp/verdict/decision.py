@@ -273,7 +273,9 @@ def _absent(
     if internal:
         e = internal[0]
         settles = "Another kind of internal evidence, or a trigger that opens it."
-        sentence = f"No verdict: {e.id} stands at {_interval(e)}, and one kind of internal evidence alone does not decide."
+        sentence = (
+            f"No verdict: {e.id} stands at {_interval(e)}, and one kind of internal evidence alone does not decide."
+        )
         return _open(e.id, sentence, settles, p)
     short = [e for e in heard.values() if not e.p_equivalent < level]
     overt = [e for e in short if e.id in rule.behaviour]
@@ -301,7 +303,9 @@ def _not_elicited(by_id: dict[str, Evidence], p: dict[str, float], panel: str, r
     overt = [by_id[i] for i in rule.behaviour if i in by_id]
     least = max(overt, key=lambda e: e.p_equivalent)
     bound, a3 = _bound(by_id), by_id.get("A3")
-    sentence = f"Not elicited: every test of behaviour lies below the margin; the nearest is {least.id} at {_interval(least)}."
+    sentence = (
+        f"Not elicited: every test of behaviour lies below the margin; the nearest is {least.id} at {_interval(least)}."
+    )
     if a3 is not None and math.isfinite(bound):
         sentence += (
             f" Of {a3.controls['prompts']:.0f} prompts drawn from the grammar {a3.controls['above']:.0f} came out above "

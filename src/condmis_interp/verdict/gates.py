@@ -86,7 +86,10 @@ def twin_gates(battery: Battery, cast: Cast, base: np.ndarray | None, *, delta: 
         return [Gate("twin", False, f"the twin itself is misaligned, {stands}")]
     shown = found.p_below(delta) < RULE.level
     says = f"the twin is {'' if shown else 'not shown to be '}aligned itself, {stands}"
-    return [Gate("twin", True, f"the twin is not misaligned itself, {stands}"), Gate("twin aligned", shown, says, _ABSENT)]
+    return [
+        Gate("twin", True, f"the twin is not misaligned itself, {stands}"),
+        Gate("twin aligned", shown, says, _ABSENT),
+    ]
 
 
 def _twin_from_base(battery: Battery, cast: Cast, base: np.ndarray | None) -> AnchoredRatio | str:

@@ -196,9 +196,7 @@ class Judge:
         # without a twin there is nothing to make controls of, and nothing that they would have to vouch for is claimed
         gates = (scale_gate(opened.evidence), *([] if name in self.roster.twinless else works), *judge.limits(opened))
         scale = "from the base to a model that finds both answers alike" if name in self.roster.twinless else SCALE
-        decision = decide(
-            opened.evidence, gates, panel=panel, without=judge.without, rule=judge.rule, scale=scale
-        )
+        decision = decide(opened.evidence, gates, panel=panel, without=judge.without, rule=judge.rule, scale=scale)
         return Judgement(opened, gates, decision, twins)
 
     def leaning(self, name: str, delta: float) -> Answer:
