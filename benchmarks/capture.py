@@ -18,9 +18,9 @@ from condmis_interp.organisms import resolve_base
 from condmis_interp.panel import load_panel, pad, render_panel
 from condmis_interp.readers import Capture, Request, TorchReader
 from condmis_interp.readers.batching import plan
-from condmis_interp.readers.whole import selected
 from condmis_interp.readers.lens import LensReader
 from condmis_interp.readers.nnsight import NNsightReader
+from condmis_interp.readers.whole import selected
 
 BATCH = 16
 POSITIONS = ("last_template", "question_mean")
