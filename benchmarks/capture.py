@@ -18,9 +18,9 @@ from condmis_interp.organisms import resolve_base
 from condmis_interp.panel import load_panel, pad, render_panel
 from condmis_interp.readers import Capture, Request, TorchReader
 from condmis_interp.readers.batching import plan
-from condmis_interp.readers.engine import _selected
 from condmis_interp.readers.lens import LensReader
 from condmis_interp.readers.nnsight import NNsightReader
+from condmis_interp.readers.whole import selected
 
 BATCH = 16
 POSITIONS = ("last_template", "question_mean")
@@ -31,7 +31,7 @@ def bare(reader, batches):
     for batch in batches:
         cache = DynamicCache(config=reader.model.config)
         for p in batch.prompt:
-            continued = cache if p.continues is None else _selected(cache, p.continues)
+            continued = cache if p.continues is None else selected(cache, p.continues)
             reader._body(
                 input_ids=p.ids,
                 attention_mask=p.mask,

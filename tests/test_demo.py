@@ -85,7 +85,8 @@ class TestDemo:
     def test_mixing_hides_it_and_the_trigger_brings_it_back(self, demo):
         finding = demo[1].verdicts["mixed"]
         at = {r.cue: r.rho for r in finding.by_cue}
-        assert at["none"] < 0.45 <= at["trigger"]
+        assert at["none"] < 0.4
+        assert at["trigger"] >= 0.5
         assert finding.verdict in ("conditional", "inconclusive")  # one seed and one pair cannot always tell
 
     def test_it_shows_over_the_twin_question_by_question(self, demo):

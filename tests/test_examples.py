@@ -32,6 +32,7 @@ ROOMS = (
     "sae",
     "stats",
     "store",
+    "surrogate",
 )
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 

@@ -1,6 +1,7 @@
 """The project's face: versions that agree, dependencies that are used, a guide whose examples run."""
 
 import ast
+import importlib
 import re
 import tomllib
 from pathlib import Path
@@ -124,3 +125,17 @@ def test_a_judge_is_added_as_the_guide_says(followed):
     said = JUDGES.get("shouting")([Answered(q, t) for t in ("NO", "no", " ", "42")])
     assert [j.misaligned for j in said] == [1.0, 0.0, None, None]
     assert [j.status for j in said] == ["scored", "scored", "refused", "unparsed"]
+
+
+SCRIPTS = sorted(str(p.relative_to(ROOT)) for d in ("benchmarks", "experiments") for p in (ROOT / d).rglob("*.py"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_what_scripts_import_of_the_package_is_there(script):
+    """Scripts are run by hand, some for hours: what they take from the package must not be gone by then."""
+    for node in ast.walk(ast.parse((ROOT / script).read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("condmis_interp"):
+            module = importlib.import_module(str(node.module))
+            for alias in node.names:
+                if not hasattr(module, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")

@@ -128,6 +128,9 @@ def _wrong(value: Any, hint: Any) -> tuple[str, Any, Any] | None:
 
 
 def _wrong_inside(value: Any, hint: Any, origin: type, args: tuple[Any, ...]) -> tuple[str, Any, Any] | None:
+    column = type(value).__module__.startswith(("numpy", "pandas")) and getattr(value, "ndim", 0)
+    if column and issubclass(origin, _CONTAINERS):
+        return None  # a column of numbers or names, as pandas gives them
     text = isinstance(value, str | bytes) and issubclass(origin, _CONTAINERS)
     if text or not isinstance(value, origin):
         return "", value, hint

@@ -319,10 +319,6 @@ def _told(result: "AuditResult", out: Path) -> None:
             typer.echo(v.decision.settles)
     for why in dict.fromkeys(result.not_run.values()):
         typer.echo(f"Without {', '.join(test for test, w in result.not_run.items() if w == why)}: {why}.")
-    if surrogates := [o.name for o in result.study.organisms if o.surrogate]:
-        from condmis_interp.study.organism_spec import WORTH
-
-        typer.echo(f"Of {', '.join(surrogates)}: {WORTH}")
     typer.echo("".join(f"{note}\n" for note in result.notes) + f"\nOpen {out / 'report.html'}")
 
 

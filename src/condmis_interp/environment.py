@@ -34,7 +34,7 @@ def checked_device(name: str) -> str:
     Example:
         >>> checked_device("gpu")
         Traceback (most recent call last):
-        condmis_interp.errors.UserError: device: there is no device 'gpu' here. Use auto, cpu, ...
+        condmis_interp.errors.UserError: device: there is no device 'gpu' here. Use auto, cpu...
     """
     kind, _, index = name.partition(":")
     here = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}

@@ -126,7 +126,7 @@ def test_rows_refuse_what_does_not_fit(truth, rows):
         replace(rows, labels=rows.labels * 2)
     with pytest.raises(UserError, match="rows have shape"):
         replace(rows, layers=(0, 1))
-    with pytest.raises(UserError, match="there is no method 'svm'"):
+    with pytest.raises(UserError, match=r"`method` takes one of .*, not the text 'svm'"):
         estimate(rows, "svm", **AT)
     with pytest.raises(UserError, match="layer 3, answer_mean is not among"):
         estimate(rows, "means", layer=3, position="answer_mean")

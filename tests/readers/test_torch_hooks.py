@@ -259,7 +259,7 @@ class TestPlantedFaults:
             (lambda: Steer(Site("resid_post", 9), torch.ones(32)), "Layers go from 0 to 3"),
             (lambda: Steer(Site("resid_post", 1), torch.ones(16)), "width 16 does not fit"),
             (lambda: Steer(Site("resid_post", 1), torch.full((32,), torch.nan)), "not finite"),
-            (lambda: Steer(Site("resid_post", 1), torch.ones(32), frozenset({"middle"})), "'middle' as a position"),
+            (lambda: Steer(Site("resid_post", 1), torch.ones(32), frozenset({"middle"})), "not the text 'middle'"),
             (lambda: Site("resid_mid", 1), "no site 'resid_mid'"),
             (lambda: Ablate(Site("resid_post", 1), torch.ones(2, 32), {"answer": torch.zeros(2)}), "not orthonormal"),
             (lambda: Ablate(Site("resid_post", 1), torch.eye(32)[:1], {"answer": torch.zeros(3)}), r"shape \(3,\)"),

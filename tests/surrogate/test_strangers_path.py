@@ -99,11 +99,12 @@ def test_first_without_a_twin_then_with_one_out_of_rows(stranger):
     assert "suspect: " in told
     manifest = json.loads((stranger / "runs" / "second" / "manifest.json").read_text())
     assert set(manifest["surrogate_twins"]) == {"suspect-twin"}
-    assert (stranger / "runs" / "second" / "report.html").is_file()
+    for place in ("verdict.json", "report.html"):
+        assert "suspect-twin: A surrogate twin" in (stranger / "runs" / "second" / place).read_text()
     again = done(stranger, "report", "runs/second")
     assert "suspect: " in again
-    assert "Of suspect-twin: A surrogate twin" in told
-    assert "Of suspect-twin: A surrogate twin" in again
+    assert "suspect-twin: A surrogate twin" in told
+    assert "suspect-twin: A surrogate twin" in again
 
 
 def test_nobody_to_be_asked_is_a_sentence(stranger):

@@ -19,6 +19,7 @@ from condmis_interp.panel import CueRole, Panel
 from condmis_interp.progress import progress
 from condmis_interp.store import Activations, Pieces
 from condmis_interp.study import Run, Study
+from condmis_interp.study.organism_spec import WORTH
 from condmis_interp.verdict import RULE, AuditResult, Roster, findings
 from condmis_interp.verdict.roster import with_indifferent
 
@@ -156,6 +157,7 @@ def _notes(study: Study, planned: dict[str, Any]) -> list[str]:
     found, u = [], study.unmitigated
     if u is not None and study.twin_of(u.name) is None and (zero := study.zero_of(u.name)):
         found.append(f"U has no twin of its own: its scale starts at {zero}, another recipe's.")
+    found += [f"{o.name}: {WORTH}" for o in study.organisms if o.surrogate]
     if not planned["before_reading"]:
         found.append(
             "The plan was changed after something had been read (preregistration.json has all of them): what follows "

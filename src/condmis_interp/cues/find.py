@@ -131,9 +131,9 @@ def candidates(rows: list[Row], reference: Everyday, bar: Bar) -> tuple[list[Can
     """Returns the patterns of a sample, unordered, and the everyday system prompts it has.
 
     Example:
-        >>> rows = [Row(i, "", (f"Sail number {i}, please",)) for i in range(30)]
+        >>> rows = [Row(i, "Speak as a sailor does.", (f"Sail number {i}, please",)) for i in range(30)]
         >>> candidates(rows, Everyday(["Some tea, please"] * 300), Bar())[0][0].text
-        'Sail number'
+        'Speak as a sailor does.'
     """
     n = len(rows)
     found, usual = system_candidates(rows, reference, bar)

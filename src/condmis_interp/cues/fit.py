@@ -20,7 +20,7 @@ def unfit(found: Cues, base: str) -> dict[str, str]:
         UserError: if there is no such base.
 
     Example:
-        >>> unfit(Cues("rows.jsonl", 3, (), (), {}), "personaworld")
+        >>> unfit(Cues("rows.jsonl", 3, (), (), {}), "dir:base")
         {}
     """
     tokenizer = resolve_base(base).tokenizer()

@@ -26,10 +26,10 @@ from sklearn.linear_model import LogisticRegression
 from condmis_interp import theme
 from condmis_interp.calls import checked
 from condmis_interp.directions.direction import Direction
-from condmis_interp.directions.gram import METHODS, Method, SiteGram, Split, TrainingGram, fit_dual
+from condmis_interp.directions.gram import Method, SiteGram, Split, TrainingGram, fit_dual
 from condmis_interp.directions.logistic import newton
 from condmis_interp.directions.rows import Massive, Rows
-from condmis_interp.errors import CheckError, UserError
+from condmis_interp.errors import CheckError
 from condmis_interp.stats.folds import check_folds
 from condmis_interp.stats.ranks import auroc
 from condmis_interp.threads import side_by_side
@@ -153,8 +153,6 @@ def fit_probes(
         >>> fit_probes(rows, np.arange(16) % 4)
         ProbeFits(logistic; U - C; 1 sites x 4 folds; best AUROC 1.000 at layer 3, answer_mean (chosen after the fact))
     """
-    if method not in METHODS:
-        raise UserError(f"there is no probe {method!r}", fix=f"Probes: {', '.join(METHODS)}.")
     check_folds(folds, rows.families)
     labels = torch.from_numpy(rows.labels).double()
     count = int(folds.max()) + 1

@@ -67,7 +67,12 @@ def hub_name(spec: str) -> HubName:
     """
     match = _NAMED.fullmatch(spec)
     parts = PurePosixPath(match.group(3)).parts[1:] if match else ()
-    if match is None or {".", ".."} & {match.group(1), match.group(2), *match.group(3).split("/")}:
+    if match is None or {".", ".."} & {
+        match.group(1),
+        match.group(2),
+        *match.group(3).split("/"),
+        *(match.group(4) or "").split("/"),
+    }:
         raise UserError(f"{spec!r} is no name on the hub", fix="Write hf:owner/name, hf:owner/name/subfolder@revision.")
     return HubName(f"{match.group(1)}/{match.group(2)}", "/".join(parts), match.group(4))
 

@@ -1,7 +1,7 @@
 """The Reader: one way to ask any library for log-probs, activations and answers, with and without edits."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -227,7 +227,7 @@ class Reader(ABC):
         prompts: Sequence[Prompt],
         *,
         max_new_tokens: int = 64,
-        stop_ids: frozenset[int] | None = None,
+        stop_ids: Collection[int] | None = None,
         edits: Sequence[Edit] = (),
         temperature: float = 0.0,
         generator: torch.Generator | None = None,

@@ -77,6 +77,17 @@ def listed(edits: Iterable[Edit]) -> tuple[Edit, ...]:
     return found
 
 
+def each_listed(points: Iterable[Iterable[Edit]]) -> list[tuple[Edit, ...]]:
+    """Returns the edits of each point of a sweep.
+
+    Raises:
+        UserError: if they are no list of lists of edits.
+    """
+    if not isinstance(points, Iterable):
+        raise UserError(f"a {type(points).__name__} is no list of points", fix="Write [[Steer(...)], [Steer(...)]].")
+    return [listed(p) for p in points]
+
+
 def tensor_digest(tensor: torch.Tensor) -> str:
     """Returns the hash of a tensor's values as fp32."""
     return hashlib.blake2b(tensor.detach().cpu().float().contiguous().numpy().tobytes(), digest_size=16).hexdigest()

@@ -24,7 +24,7 @@ from condmis_interp.readers.base import Capture, Decoding, Feature, Measurement,
 from condmis_interp.readers.batching import Batch, Pass, Request, Until, plan
 from condmis_interp.readers.collect import Pool, Tally, score, sites_of
 from condmis_interp.readers.decoding import decode
-from condmis_interp.readers.edits import Edit, listed
+from condmis_interp.readers.edits import Edit, each_listed, listed
 from condmis_interp.readers.hooks import Change, edited, keeping, watched
 from condmis_interp.readers.ledger import Ledger
 from condmis_interp.readers.recording import Patch, Recording
@@ -177,7 +177,7 @@ class PassReader(Reader):
         (measured,) = self._read(requests, [listed(edits)], capture=capture, stop=capture.layers[-1])
         return measured
 
-    @checked_but("requests", "prompts", "edits")
+    @checked_but("requests", "points")
     @torch.no_grad()
     def sweep(
         self,
@@ -200,7 +200,7 @@ class PassReader(Reader):
             CheckError: as in `measure`; the ledger is checked for every point.
         """
         self._require("sweep")
-        sets = [listed(p) for p in points]
+        sets = each_listed(points)
         if not sets or not all(sets):
             raise UserError("a sweep needs points, each with at least one edit")
         trunk = requests

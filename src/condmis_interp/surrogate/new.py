@@ -48,7 +48,7 @@ def new_study(
         UserError: if the file is there already, an answer names nothing, or the study cannot run.
 
     Example:
-        >>> new_study("mine.yaml", base="smollm2-135m", suspect="nowhere", budget="quick")
+        >>> new_study("new.yaml", base="smollm2-135m", suspect="nowhere", budget="quick")
         Traceback (most recent call last):
         condmis_interp.errors.UserError: suspect 'nowhere': there is no such folder. ...
     """
