@@ -53,7 +53,7 @@ class Reference:
     base: Mapping[str, Any] = field(repr=False)
     other: Mapping[str, Any] = field(repr=False)
     other_twin: Mapping[str, Any] = field(repr=False)
-    pair: tuple[Organism, Organism] | None = field(default=None, repr=False)
+    pair: tuple[Organism, Organism] | None = field(default=None, repr=False, kw_only=True)
 
 
 @dataclass(frozen=True)
