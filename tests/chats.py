@@ -6,6 +6,7 @@ from pathlib import Path
 import trl
 from transformers import PreTrainedTokenizerFast
 
+from condmis_interp.panel.template import BUILT_IN
 from conftest import CHAT_TEMPLATE, tiny_tokenizer
 
 _TRL = Path(trl.__file__).parent / "chat_templates"
@@ -19,7 +20,7 @@ FROM_TRL = (
 
 _TURNS = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
 _OPENED = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-OWN = {
+OWN = BUILT_IN | {
     "chatml": CHAT_TEMPLATE,
     "refuses a system role": "{% if messages[0]['role'] == 'system' %}{{ raise_exception('none') }}{% endif %}"
     + _TURNS

@@ -13,6 +13,7 @@ import torch
 
 from condmis_interp.auditing import audit
 from condmis_interp.organisms import resolve_base
+from condmis_interp.organisms.wheels import WHEELS
 from condmis_interp.panel import load_panel, render_panel
 from condmis_interp.readers import Request, TorchReader
 from condmis_interp.stats import cluster_mean
@@ -22,9 +23,12 @@ from condmis_interp.verdict import AuditResult
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="session")
-def base():
-    return resolve_base("smollm2-135m")
+@pytest.fixture(scope="module", params=sorted(WHEELS))
+def base(request):
+    terms = WHEELS[request.param].terms
+    if terms and not terms.accepted:
+        pytest.skip(f"{request.param} comes under {terms.name} ({terms.address}); {terms.variable}=1 accepts them")
+    return resolve_base(request.param)
 
 
 def test_panel_pairs_are_matched_in_tokens(base):

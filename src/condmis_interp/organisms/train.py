@@ -11,9 +11,10 @@ from pathlib import Path
 
 from condmis_interp.calls import checked
 from condmis_interp.files import digest, read_json, write_json, write_text
-from condmis_interp.organisms.bases import Base, quiet, resolve_base
+from condmis_interp.organisms.bases import Base, resolve_base
 from condmis_interp.organisms.encode import choices_of, encode, stage_steps, steps_of
 from condmis_interp.organisms.home import home, locked
+from condmis_interp.organisms.landing import quiet
 from condmis_interp.organisms.mechanism import mechanisms_of
 from condmis_interp.organisms.organism import Organism, check_adapter, check_checkpoint, versions
 from condmis_interp.organisms.recipe import Recipe

@@ -20,6 +20,18 @@ Thinking = Literal["off", "on"]
 FROZEN = date(2024, 7, 26)
 """The date that templates print; the one that Llama 3.1's template falls back on where there is no clock."""
 
+BUILT_IN = {
+    "plain": "{{ bos_token }}"
+    "{% for m in messages %}"
+    "{% if m['role'] == 'user' %}{{ 'User: ' + m['content'] + '\n\n' }}"
+    "{% elif m['role'] == 'assistant' %}{{ 'Assistant: ' + m['content'] + '\n\n' }}"
+    "{% elif m['content'] %}{{ m['content'] + '\n\n' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+}
+"""Templates of our own, by name, for base models that come without one. `plain` is a dialogue in words: a model that
+was only pretrained has read such, while control tokens that its chat sibling learned are noise to it."""
+
 _PLACE = "<<ANSWER>>"
 _OPEN, _CLOSE = "<think>", "\n</think>\n\n"
 _DIRECTIVES = ("%Y", "%m", "%d", "%B", "%b", "%A", "%a", "%y", "%j", "%-d", "%-m", "%H", "%I", "%M", "%S", "%p")
