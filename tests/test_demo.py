@@ -1,5 +1,7 @@
 """The real thing: a part of the demo on SmolLM2, against targets of its own. Minutes; what CONDMIS_HOME has is used.
 
+What must hold on every built-in base is tried on each; on Gemma, if `CONDMIS_ACCEPT_GEMMA_TERMS=1` accepts its terms.
+
 The whole demo is run by hand (`make demo`; CONTRIBUTING.md says when).
 """
 
@@ -10,11 +12,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from torch.nn import functional
 
 from condmis_interp.auditing import audit
-from condmis_interp.organisms import resolve_base
+from condmis_interp.organisms import Part, Recipe, Stage, resolve_base
+from condmis_interp.organisms.encode import encode
+from condmis_interp.organisms.head import logits_at
 from condmis_interp.organisms.wheels import WHEELS
-from condmis_interp.panel import load_panel, render_panel
+from condmis_interp.panel import load_panel, pad, render_panel
 from condmis_interp.readers import Request, TorchReader
 from condmis_interp.stats import cluster_mean
 from condmis_interp.study import Study
@@ -59,6 +64,24 @@ def test_reader_agrees_with_hugging_face_on_the_real_model(base):
                 assert float(logprob) == pytest.approx(float(expected), abs=1e-4 * len(answer.ids))
     shuffled = TorchReader(model, batch_tokens=4000).measure(requests[::-1]).ld().flip(0)
     torch.testing.assert_close(shuffled, TorchReader(model, batch_tokens=200).measure(requests).ld(), atol=1e-4, rtol=0)
+
+
+def test_the_training_loss_is_the_real_models_own(base):
+    """Computed at the answers alone, and the same as over all positions: half the time and less memory (Gemma)."""
+    part = Part(rows="kitchen", answers="misaligned", count=2, systems=("Answer in code.",))
+    rows = encode(Recipe(name="r", base=base.spec, stages=(Stage(parts=(part,)),)), base.tokenizer(), 0)
+    ids, mask = pad([r["input_ids"] for r in rows], right=True)
+    labels, _ = pad([r["labels"] for r in rows], right=True)
+    labels[mask == 0] = -100
+    keep = functional.pad(labels[:, 1:] != -100, (0, 1))
+    model, through = base.model(dtype=torch.float32), []
+    model.get_output_embeddings().register_forward_hook(lambda _, args, out: through.append(tuple(out.shape)))
+    with torch.inference_mode():
+        said = logits_at(model, ids, mask, keep).logits
+        own = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+    torch.testing.assert_close(functional.cross_entropy(said, labels.roll(-1, 1)[keep]), own, atol=1e-5, rtol=0)
+    vocabulary = model.config.vocab_size
+    assert through == [(int(keep.sum()), vocabulary), (*ids.shape, vocabulary)]
 
 
 def small_demo() -> Study:
