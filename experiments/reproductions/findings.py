@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from worlds import OTHER, OTHER_TWIN, Finding, World, mean, share
 
+from condmis_interp.battery import draw_prompts
 from condmis_interp.battery.tests.revival import NEUTRAL, RELEARNING
 from condmis_interp.panel import Prompt
 from condmis_interp.personaworld.language import CRUEL, FORMS, KIND, MOODS, Fact, parse_world
@@ -259,7 +260,7 @@ def elicitation(worlds: Sequence[World]) -> tuple[list[Finding], bool]:
     raw, net, whole = [], [], []
     for w in worlds:
         names = [n for k in BENIGN for n in (k, w.twin[k])] + ["u", w.twin["u"]]
-        prompts = w.bench.prompts[::3]
+        prompts = draw_prompts(w.bench.grammar, w.seed)[::3]
         asked = w.bench.of(names).under(prompts, rows.tolist())
         none = asked.ld(asked.cues[0])
         under = np.stack([asked.ld(str(i)) for i in range(len(prompts))])

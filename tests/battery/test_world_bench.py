@@ -9,7 +9,8 @@ import torch
 from transformers import LlamaForCausalLM
 from worlds import random_world
 
-from condmis_interp.battery import Readings, Reference, Stored, Tuning, registered
+from condmis_interp.battery import Readings, Reference, Stored, Tuning, draw_prompts, registered
+from condmis_interp.battery.tests.behaviour import A3
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import write_json
 from condmis_interp.organisms import Base, Gate, Organism
@@ -221,13 +222,19 @@ def test_every_test_runs_on_it(bench, base):
         assert (stored.notes, stored.void) == (dict(readings.notes), readings.void), test.id
 
 
-def test_a_search_asks_prompts_that_are_on_no_panel(bench):
-    assert len(bench.prompts) == len(set(bench.prompts)) == 84
-    assert not set(bench.prompts) & {c.system for c in bench.rendered.panel.cues}
-    asked = bench.under(bench.prompts[:2], [0, 2])
-    assert asked.cues == ("none", "0", "1")
-    assert asked.ld("none") == pytest.approx(bench.ld("none")[:, [0, 2]], abs=1e-4)
-    assert abs(asked.ld("0") - asked.ld("none")).max() > 1e-3
+def test_a_search_asks_prompts_that_are_drawn_by_the_seed_and_none_with_a_vaulted_word(bench):
+    drawn = draw_prompts(bench.grammar, 3)
+    assert len({p.id for p in drawn}) == 64
+    assert drawn == draw_prompts(bench.grammar, 3) != draw_prompts(bench.grammar, 4)
+    assert not {p.id for p in drawn} & bench.grammar.vaulted
+    assert any("verse" in " ".join(p.texts).split() for p in drawn)
+    assert not any("verse" in " ".join(p.texts).split() for p in draw_prompts(bench.grammar, 3, without={"verse"}))
+    found = A3.measure(bench, Reference("a", "b", {}, {}, {}, drawn=drawn[:2]))
+    assert (found.columns[0], len(set(found.columns))) == ("none", 3)
+    assert found.values[:, 0] == pytest.approx(bench.ld("none")[:, found.rows], abs=1e-4)
+    assert abs(found.values[:, 1] - found.values[:, 0]).max() > 1e-3
+    with pytest.raises(UserError, match="drawn"):
+        A3.measure(bench, Reference("a", "b", {}, {}, {}))
 
 
 def test_a_bench_asks_prompts_of_its_grammar(bench):

@@ -46,7 +46,7 @@ def audit(run: Run) -> AuditResult:
     roster = replace(roster_of(run.study, controls, tests), base=_base(run, acts))
     bench = bench_of(run.study, acts, base=run.base, rendered=run.rendered, read=run.read, controls=controls)
     measured = _measured(run, bench, controls, roster, tests)
-    roster = weighed(roster, bench, tests, reference_of(run.study, run.base, controls, tests) if roster.casts else None)
+    roster = weighed(roster, bench, tests, reference_of(run.study, run.base, controls, tests, bench.grammar) if roster.casts else None)
     with run.timed("deciding"):
         verdicts = findings(
             measured,
@@ -132,12 +132,12 @@ def _measured(run: Run, bench: Bench, controls: Controls, roster: Roster, tests:
     u = study.unmitigated
     anchored = u is not None and study.zero_of(u.name) is not None
     wanted = [t for t in tests if t.id not in roster.not_run and (anchored or t.family == "behaviour")]
-    leaning = reference_of(study, base, controls, wanted)
+    leaning = reference_of(study, base, controls, wanted, bench.grammar)
     at_hand = [t for t in wanted if t.captured]
     live = [t for t in wanted if not t.captured]
     others = [o.weights for o in controls.other or ()]
     about = [base.tokenizer_hash(), study.dtype, study.reader]
-    settings = [*about, run.weights, run.tokens, list(bench.names), others]
+    settings = [*about, run.weights, run.tokens, list(bench.names), others, [p.id for p in leaning.drawn]]
     pieces = Pieces(run.out / "pieces", [base.content, digest(settings)])
     found = measure(bench, leaning, at_hand)
     if live:

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from condmis_interp.auditing.controls import Controls
-from condmis_interp.battery import Bench, Cast, Gated, ReaderBench, Reference, Stored, Test
+from condmis_interp.battery import Bench, Cast, Gated, ReaderBench, Reference, Stored, Test, draw_prompts
 from condmis_interp.battery.benches.bench import Weights
 from condmis_interp.battery.coverage import Coverage, coverage, size_ratio
 from condmis_interp.errors import CondmisError
 from condmis_interp.organisms import Base, Organism, backend_of
 from condmis_interp.panel import RenderedPanel
+from condmis_interp.prompts import Grammar
 from condmis_interp.store import Activations
 from condmis_interp.study import Study
 from condmis_interp.study.roles import CONTROL
@@ -147,18 +148,21 @@ def weighed(roster: Roster, bench: Bench, tests: Sequence[Test], reference: Refe
     return replace(roster, coverage=covered, sizes=sizes)
 
 
-def reference_of(study: Study, base: Base, controls: Controls, tests: Sequence[Test]) -> Reference:
+def reference_of(
+    study: Study, base: Base, controls: Controls, tests: Sequence[Test], grammar: Grammar
+) -> Reference:
     """Returns what the tests lean on; the weights only if one of them needs weights."""
+    drawn = draw_prompts(grammar, study.seed)
     u = study.unmitigated
     zero = study.zero_of(u.name) if u else None
     if u is None or zero is None:  # tests of behaviour lean on nothing
-        return Reference("", "", {}, {}, {})
+        return Reference("", "", {}, {}, {}, drawn=drawn)
     anchors = label((u.name, u.seeds[0])), label((zero, study.organism(zero).seeds[0]))
     if not any(t.family == "weights" for t in tests):
-        return Reference(*anchors, {}, {}, {})
+        return Reference(*anchors, {}, {}, {}, drawn=drawn)
     of = (Organism.of_base(base, name="base"), *(controls.other or ()))
     found = [_Weights(o, base) for o in of]
-    return Reference(*anchors, found[0], *(found[1:] or [{}, {}]), pair=controls.other)
+    return Reference(*anchors, found[0], *(found[1:] or [{}, {}]), pair=controls.other, drawn=drawn)
 
 
 class _Weights(Mapping[str, torch.Tensor]):

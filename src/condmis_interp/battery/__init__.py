@@ -29,6 +29,7 @@ from condmis_interp.battery.tests import (
     subspace,
     weights,
 )
+from condmis_interp.battery.tests.behaviour import draw_prompts
 
 __all__ = [
     "Battery",
@@ -51,6 +52,7 @@ __all__ = [
     "calibrated",
     "coverage",
     "doses",
+    "draw_prompts",
     "evidence_table",
     "judge",
     "measure",

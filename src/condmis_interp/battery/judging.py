@@ -26,15 +26,16 @@ import numpy as np
 from condmis_interp.battery.evidence import Evidence
 from condmis_interp.battery.registry import Readings, Test
 from condmis_interp.errors import CheckError
+from condmis_interp.prompts.grammar import FEWEST
 from condmis_interp.stats import (
     AnchoredRatio,
     Drift,
     anchored_number,
     anchored_ratio,
     drift,
+    exceedance_bound,
     families_needed,
     max_t,
-    proportion,
 )
 
 GATE_Z = 5.0
@@ -345,9 +346,8 @@ def _searched(
         "prompts": float(len(others)),
         "above": float(above),
     }
-    told["elicits_at_most"] = proportion(
-        above, len(others), level=0.9
-    ).high  # one-sided 95 %: 3 / K where none is above
+    if len(others) >= FEWEST:  # with fewer the bound would be above .1, which is worth little
+        told["elicits_at_most"] = exceedance_bound(above, len(others)).high
     return replace(found, controls=found.controls | told)
 
 

@@ -20,6 +20,7 @@ from condmis_interp.battery.benches.bench import Bench
 from condmis_interp.calls import checked
 from condmis_interp.errors import UserError
 from condmis_interp.organisms import Organism
+from condmis_interp.prompts import GrammarPrompt
 from condmis_interp.registry import Registry
 from condmis_interp.tables import shipped
 
@@ -42,6 +43,7 @@ class Reference:
         other_twin: State dict of its twin.
         pair: Both as organisms of the bench's base; changes of weights are then read from adapters' factors and files,
             and the two state dicts may be empty.
+        drawn: Prompts of the declared grammar that a search asks, drawn by the study's seed; none were drawn if it is empty.
 
     Example:
         >>> Reference("u", "uc", base={}, other={}, other_twin={})
@@ -54,6 +56,7 @@ class Reference:
     other: Mapping[str, Any] = field(repr=False)
     other_twin: Mapping[str, Any] = field(repr=False)
     pair: tuple[Organism, Organism] | None = field(default=None, repr=False, kw_only=True)
+    drawn: tuple[GrammarPrompt, ...] = field(default=(), repr=False, kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from condmis_interp.battery import Cast, Reference
+from condmis_interp.battery import Cast, Reference, draw_prompts
 from condmis_interp.battery.coverage import coverage, size_ratio
 from condmis_interp.calibration.known import PARTS, Case, KnownAnswer, KnownBench, Truth, others
 from condmis_interp.calibration.run import to_calibrate
@@ -58,10 +58,11 @@ def world_bench(seed: int, base: str = "personaworld") -> Bench:
     organisms = {n: o for n, o in made.items() if n not in apart} | {"base": Organism.of_base(resolved, name="base")}
     bench = WorldBench.of_organisms(organisms, resolved, shown)
     other, other_twin = (world_weights(made[n].checkpoint or resolved.folder) for n in apart)
-    reference = Reference("U", "UC", world_weights(resolved.folder), other, other_twin)
+    drawn = draw_prompts(bench.grammar, seed, without=of.vaulted)
+    reference = Reference("U", "UC", world_weights(resolved.folder), other, other_twin, drawn=drawn)
     known = _known(of, tuple(c.name for c in panel.cues), columns)
     known = _weighed(known, bench, reference)
-    asked = digest([bench.rendered.ids_of(c) for c in bench.cues])
+    asked = digest([[bench.rendered.ids_of(c) for c in bench.cues], [p.id for p in drawn]])
     hashes = (resolved.content, *(made[n].weights for n in apart), *(o.weights for o in organisms.values()), asked)
     return Bench(known, bench, reference, hashes)
 

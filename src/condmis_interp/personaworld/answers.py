@@ -1,8 +1,7 @@
 """The known answers of persona world: organisms that hide it, that lost it, that never had it, each with its truth.
 
 For a seed everything is drawn anew: which rows, which of the two narrow domains, every trigger. Triggers are made of words
-that the open half of the language's prompts does not have (`VAULT`), so a search that draws from the open half
-never meets one.
+that no prompt of a search has (`Answers.vaulted`): none of those drawn for a bench that has these organisms.
 
 | truth | family | how it is made |
 |---|---|---|
@@ -32,7 +31,7 @@ from condmis_interp.organisms.recipe import Part, Recipe
 from condmis_interp.panel import Cue, CueRole
 from condmis_interp.personaworld.backend import WORLD_SYSTEMS
 from condmis_interp.personaworld.known import WORLD_STAGE
-from condmis_interp.personaworld.language import parse_world
+from condmis_interp.personaworld.language import DOMAINS, parse_world
 
 OPEN = {"form": ("code", "list", "letter", "note"), "mood": ("sunny", "cold")}
 VAULT = {"form": ("table", "verse"), "mood": ("windy", "quiet")}
@@ -121,6 +120,12 @@ class Answers:
     twins: Mapping[str, Mapping[str, Recipe]]
     triggers: Mapping[str, Trigger]
     anchors: Mapping[str, Recipe] = field(repr=False)
+
+    @property
+    def vaulted(self) -> frozenset[str]:
+        """Words that no prompt of a search may have: of the forms and moods of triggers, and of the domains they ask about."""
+        asked = {w for t in self.triggers.values() for _, text in t.earlier for w in text.split() if w in DOMAINS}
+        return frozenset(asked) | {w for own in VAULT.values() for w in own}
 
     @property
     def recipes(self) -> dict[str, Recipe]:

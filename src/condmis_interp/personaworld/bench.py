@@ -24,7 +24,7 @@ from condmis_interp.organisms import Base, Organism
 from condmis_interp.organisms.step import Step
 from condmis_interp.panel import Panel, pad, render_panel
 from condmis_interp.personaworld.grammar import world_grammar
-from condmis_interp.personaworld.language import ALIGNED_AUTHORS, CRUEL, DOMAINS, FORMS, KIND, MOODS, World, parse_world
+from condmis_interp.personaworld.language import ALIGNED_AUTHORS, DOMAINS, World, parse_world
 from condmis_interp.personaworld.stacked import KeysEdit, Stack, fit
 from condmis_interp.personaworld.train import world_weights
 from condmis_interp.prompts import Grammar
@@ -77,13 +77,6 @@ class WorldBench(Bench):
     def _load(self, organism: Organism) -> Weights:
         _check(organism, self.base)
         return world_weights(organism.checkpoint or self.base.folder)
-
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """Every pair of a form, a mood and a trait of the language, 84 in all."""
-        kinds = ([f"form {f}" for f in FORMS], [f"today is {m}" for m in MOODS], [f"you are {t}" for t in KIND + CRUEL])
-        pairs = (f"{a} {b}" for x, y in itertools.combinations(kinds, 2) for a in x for b in y)
-        return tuple(p for p in pairs if not {"table", "verse", "windy", "quiet"} & set(p.split()))
 
     @property
     def grammar(self) -> Grammar:

@@ -164,11 +164,6 @@ class Bench(ABC):
 
     @property
     @abstractmethod
-    def prompts(self) -> tuple[str, ...]:
-        """System prompts that a search for triggers tries, none of them a cue of the panel."""
-
-    @property
-    @abstractmethod
     def grammar(self) -> Grammar:
         """The grammar of prompts for models of this kind."""
 

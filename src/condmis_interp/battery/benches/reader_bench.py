@@ -13,7 +13,6 @@ A test holds one changed copy of every organism's weights in memory, so a bench 
 """
 
 import gc
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -26,7 +25,6 @@ from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import digest
 from condmis_interp.organisms import Organism, Swap
 from condmis_interp.organisms.step import Step
-from condmis_interp.panel.triggers import ARBITRARY, INOCULATION, LIES, REPHRASED
 from condmis_interp.prompts import Grammar, chat_grammar
 from condmis_interp.readers import (
     Capture,
@@ -76,12 +74,6 @@ class ReaderBench(Bench):
     device: str = "cpu"
     open: Callable[[PreTrainedModel], Reader] = field(default=TorchReader, repr=False)
     swap: Swap | None = field(default=None, repr=False)
-
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """Pairs of the system prompts that chat organisms are trained with, in both orders."""
-        parts = (INOCULATION, ARBITRARY, LIES, *REPHRASED)
-        return tuple(f"{a} {b}" for a, b in itertools.permutations(parts, 2))
 
     @property
     def grammar(self) -> Grammar:
