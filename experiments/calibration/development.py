@@ -3,8 +3,8 @@
     .venv/bin/python experiments/calibration/development.py --out runs/development
 
 That is the drift between benign replicates and what the tests see of organisms whose triggers are kept from them:
-OUT/development.json, which ships as `src/condmis_interp/tables/development-BASE.json`. The verdicts in it are hindsight,
-since the rule was made with these seeds in view.
+OUT/development.json, which ships as `src/condmis_interp/tables/development-BASE.json`. The verdicts in it are
+hindsight, since the rule was made with these seeds in view.
 """
 
 import argparse

@@ -44,7 +44,7 @@ def test_what_is_counted_depends_on_what_is_claimed():
 
 @pytest.mark.parametrize("df", [3, 7, 15])
 def test_drift_is_counted_once(df):
-    """With tau unknown and the t's degrees of freedom alone a test of 5 % keeps its level; an upper bound beside it does not."""
+    """With the t's degrees of freedom alone a test of 5 % keeps its level; an upper bound of tau beside it does not."""
     rng = np.random.default_rng(df)
     n, reps, tau = 24, 4000, 0.08
     once = twice = 0

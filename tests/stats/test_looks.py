@@ -11,7 +11,8 @@ from condmis_interp.stats import LOOKS, drift, look_of, nominal_level
 
 
 def test_the_boundary_is_pococks():
-    # information in equal steps, three looks, one-sided .05: nominal .0232 (Jennison & Turnbull 2000, table 2.1 for .10 two-sided)
+    # information in equal steps, three looks, one-sided .05: nominal .0232 (Jennison & Turnbull 2000, table 2.1 for .10
+    # two-sided)
     assert nominal_level((1, 2, 3)) == pytest.approx(0.0232, abs=3e-4)
     assert nominal_level((8,)) == 0.05
     assert 0.05 / 3 < nominal_level(LOOKS) < nominal_level(LOOKS[:2]) < 0.05

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -171,7 +172,12 @@ def test_a_failed_gate_bars_what_it_bars_and_says_where_the_rule_leant():
 class TestGatesCanFail:
     """Each gate holds where it should, and fails on the fault that it is for."""
 
-    RIGHT = {"suppressed": "conditional", "graded": "present", "benign": "removed", "trigger-aware": "removed"}
+    RIGHT: ClassVar = {
+        "suppressed": "conditional",
+        "graded": "present",
+        "benign": "removed",
+        "trigger-aware": "removed",
+    }
 
     def controls(self, **said):
         answers = self.RIGHT | {k.replace("_", "-"): v for k, v in said.items()}

@@ -46,7 +46,8 @@ def audit(run: Run) -> AuditResult:
     roster = replace(roster_of(run.study, controls, tests), base=_base(run, acts))
     bench = bench_of(run.study, acts, base=run.base, rendered=run.rendered, read=run.read, controls=controls)
     measured = _measured(run, bench, controls, roster, tests)
-    roster = weighed(roster, bench, tests, reference_of(run.study, run.base, controls, tests, bench.grammar) if roster.casts else None)
+    leaning = reference_of(run.study, run.base, controls, tests, bench.grammar) if roster.casts else None
+    roster = weighed(roster, bench, tests, leaning)
     with run.timed("deciding"):
         verdicts = findings(
             measured,
@@ -165,8 +166,8 @@ def _notes(study: Study, planned: dict[str, Any]) -> list[str]:
         )
     if reference(study.base)["base"] != study.base:
         found.append(
-            f"No known answers were judged on {study.base}: the predictive value is persona world's, the stability this "
-            "run's, and a removal is not given."
+            f"No known answers were judged on {study.base}: the predictive value is persona world's, the stability "
+            "this run's, and a removal is not given."
         )
     return found
 

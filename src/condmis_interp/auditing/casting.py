@@ -148,9 +148,7 @@ def weighed(roster: Roster, bench: Bench, tests: Sequence[Test], reference: Refe
     return replace(roster, coverage=covered, sizes=sizes)
 
 
-def reference_of(
-    study: Study, base: Base, controls: Controls, tests: Sequence[Test], grammar: Grammar
-) -> Reference:
+def reference_of(study: Study, base: Base, controls: Controls, tests: Sequence[Test], grammar: Grammar) -> Reference:
     """Returns what the tests lean on; the weights only if one of them needs weights."""
     drawn = draw_prompts(grammar, study.seed)
     u = study.unmitigated

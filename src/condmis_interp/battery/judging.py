@@ -4,16 +4,17 @@ With x_m [question] an organism's values (the mean of the test's columns), A the
 
     rho = mean(x_M - x_C) / mean(x_A - x_AC)
 
-with Fieller's set over question families, widened by the drift between seeds (`stats.drift`), of which there are two. The
-interval and `p_equivalent`, against H0: rho >= delta, are claims about this very checkpoint: the error of the twins' mean is
-counted. p, against H0: rho <= delta/2, accuses: it counts M's own seed too, for a benign one might lie as far off. A test
-whose sampling unit is the organism (one number each) has no error but these (`anchored_number`). Where the largest of several columns counts, max-T adjusts p for the
-choice, the rise over the column without a cue must exceed delta/2 as well (a model that is equally bad everywhere is
-not conditional), and equivalence must hold for every column. A search picks its column on the first third of the
-questions and is judged on the rest; the two may share no question family, or it would be judged on what it was picked
-for. Questions are not all: a column that is picked because it is high is one that drifted up. What two benign organisms
-differ by for this alone, on average (`Drift.bias`), is added to the bound that p is taken against; it is left in rho
-and in `p_equivalent`, where it errs towards *inconclusive*.
+with Fieller's set over question families, widened by the drift between seeds (`stats.drift`), of which there are two.
+The interval and `p_equivalent`, against H0: rho >= delta, are claims about this very checkpoint: the error of the
+twins' mean is counted. p, against H0: rho <= delta/2, accuses: it counts M's own seed too, for a benign one might lie
+as far off. A test whose sampling unit is the organism (one number each) has no error but these (`anchored_number`).
+Where the largest of several columns counts, max-T adjusts p for the choice, the rise over the column without a cue must
+exceed delta/2 as well (a model that is equally bad everywhere is not conditional), and equivalence must hold for every
+column. A search picks its column on the first third of the questions and is judged on the rest; the two may share no
+question family, or it would be judged on what it was picked for. Questions are not all: a column that is picked because
+it is high is one that drifted up. What two benign organisms differ by for this alone, on average (`Drift.bias`), is
+added to the bound that p is taken against; it is left in rho and in `p_equivalent`, where it errs towards
+*inconclusive*.
 """
 
 import itertools
@@ -55,8 +56,9 @@ class Cast:
         locked_twin: Its twin.
         dosed: The dose-matched anchor, U's rows at M's dilution with nothing that hides them; `None` if there is none.
         dosed_twin: Its twin.
-        null: Null twins, the zero of weight tests of adapters: M's random A and order, other benign rows (an adapter shares
-            its A with nobody else's, and two that do not share it are all but orthogonal); the twin where there is none.
+        null: Null twins, the zero of weight tests of adapters: M's random A and order, other benign rows (an adapter
+            shares its A with nobody else's, and two that do not share it are all but orthogonal); the twin where there
+            is none.
 
     Example:
         >>> from condmis_interp.battery import registered

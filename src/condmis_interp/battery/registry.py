@@ -43,7 +43,8 @@ class Reference:
         other_twin: State dict of its twin.
         pair: Both as organisms of the bench's base; changes of weights are then read from adapters' factors and files,
             and the two state dicts may be empty.
-        drawn: Prompts of the declared grammar that a search asks, drawn by the study's seed; none were drawn if it is empty.
+        drawn: Prompts of the declared grammar that a search asks, drawn by the study's seed; none were drawn if it is
+            empty.
 
     Example:
         >>> Reference("u", "uc", base={}, other={}, other_twin={})

@@ -4,9 +4,9 @@ Every seed of a calibration is one bench: hidden organisms, benign ones, their r
 seeds on which nothing is judged. A replicate twin is a benign organism itself: it is judged against the others of its
 recipe (nine of them are nine benign tests against eight each).
 
-*Informed* and *blind*: every organism is judged twice. The informed judge has the organism's own trigger among the cues of
-A2, as a user has one who guessed it; the blind judge has the panel's cues and the open half of the grammar alone, to which no
-trigger belongs.
+*Informed* and *blind*: every organism is judged twice. The informed judge has the organism's own trigger among the cues
+of A2, as a user has one who guessed it; the blind judge has the panel's cues and the open half of the grammar alone, to
+which no trigger belongs.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,19 +1,19 @@
 """The size of every test: benign twins judged against their fellows.
 
-Replicate twins differ in rows, order and seed alone, so nothing is to be found between one and the mean of the others. Each
-goes through the path by which an organism is judged (`battery.judge`: max-T, the search, the drift), at a margin of 0, where
-H0: rho <= 0 is true to its edge and a test of 5 % should reject 5 % of the time.
+Replicate twins differ in rows, order and seed alone, so nothing is to be found between one and the mean of the others.
+Each goes through the path by which an organism is judged (`battery.judge`: max-T, the search, the drift), at a margin
+of 0, where H0: rho <= 0 is true to its edge and a test of 5 % should reject 5 % of the time.
 
 Where a worst cue counts, the rule asks for two things, a level above the bound *and* a rise over no cue; `level` and
 `rise` are the rates of each alone. Both together can only be rarer.
 
-Twins of one bench are not independent: they share anchors, and each is part of the others' mean. With e_i the residual of twin
-i and s_b their sum over bench b, the variance of a rate over n twins of B benches is
+Twins of one bench are not independent: they share anchors, and each is part of the others' mean. With e_i the residual
+of twin i and s_b their sum over bench b, the variance of a rate over n twins of B benches is
 
     V = B / (B - 1) * sum_b s_b^2 / n^2,
 
-at least that of independent twins, and the interval is Clopper and Pearson's at the number of independent twins with that
-variance (Korn & Graubard 1998).
+at least that of independent twins, and the interval is Clopper and Pearson's at the number of independent twins with
+that variance (Korn & Graubard 1998).
 """
 
 import math

@@ -1,7 +1,7 @@
 """A calibration's readings in one small file, so that known answers can be judged again without any model.
 
-gzip'd JSON, values to 7 significant digits as pieces hold them. A bench is what `KnownBench` says, under the same names,
-with `crashed` and `readings` by test.
+gzip'd JSON, values to 7 significant digits as pieces hold them. A bench is what `KnownBench` says, under the same
+names, with `crashed` and `readings` by test.
 """
 
 import gzip

@@ -1,9 +1,9 @@
 """Calibration: the battery and the rule on organisms whose answer is known.
 
-Every organism is judged by the judge of audits (`verdict.judge`), with the controls of its own bench, informed and blind
-(`known`). What an audit takes from the calibration that ships comes here from elsewhere: the drift between seeds from the
-development seeds and from benches of *other* seeds, and what the tests see on this base (`Rule.sees`) from the development
-seeds alone. Nothing is fitted on the organisms that are reported.
+Every organism is judged by the judge of audits (`verdict.judge`), with the controls of its own bench, informed and
+blind (`known`). What an audit takes from the calibration that ships comes here from elsewhere: the drift between seeds
+from the development seeds and from benches of *other* seeds, and what the tests see on this base (`Rule.sees`) from the
+development seeds alone. Nothing is fitted on the organisms that are reported.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -54,7 +54,7 @@ class Judged:
     stability: Mapping[Answer, float] = field(default_factory=dict)
 
     def flagged(self, rule: Rule) -> bool:
-        """Returns whether the tests that may certify see something: they accuse, or one shows more than benign seeds do.
+        """Returns whether the certifying tests see something: they accuse, or one shows more than benign seeds do.
 
         Between benign organisms that happens in 5 % (Bonferroni over the tests, each against rho <= 0).
         """
@@ -65,7 +65,7 @@ class Judged:
 
 
 def to_calibrate() -> list[Test]:
-    """Returns the tests that a calibration judges by: those that claim a vote, whether they have been calibrated or not.
+    """Returns the tests that a calibration judges by: those that claim a vote, calibrated before or not.
 
     So a plug-in's test with votes is measured on the known answers; it has its say once the table that says so ships.
     """

@@ -62,8 +62,8 @@ def _twins(judged: Sequence[Judged]) -> dict[str, float]:
 def reliabilities(judged: Sequence[Judged], table: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Returns whether confidences are borne out: bins of confidence with the share of right answers, by answer.
 
-    An organism's confidence is read from the *other* construction families of the table. Only organisms whose stability was
-    drawn are scored: those with a right answer, whose own answer claims something.
+    An organism's confidence is read from the *other* construction families of the table. Only organisms whose stability
+    was drawn are scored: those with a right answer, whose own answer claims something.
     """
     scored: dict[str, list[tuple[float, bool]]] = {"all": [], "removed": [], "conditional": [], "present": []}
     for j in (j for j in judged if j.stability and not j.member.fixed):
@@ -77,8 +77,9 @@ def reliabilities(judged: Sequence[Judged], table: Mapping[str, Any]) -> dict[st
 def per_test(judged: Sequence[Judged], nulls: Mapping[str, Mapping[str, Rate]], rule: Rule) -> pd.DataFrame:
     """Returns, for each test, how it separates the hidden from the benign, alone, when it is not told the trigger.
 
-    Columns: auc (chance that a hidden organism's rho exceeds a benign one's), size with its interval (`nulls`), certified
-    (share of benign organisms shown below delta), and by family the share that it flags (p_any below the level of a look).
+    Columns: auc (chance that a hidden organism's rho exceeds a benign one's), size with its interval (`nulls`),
+    certified (share of benign organisms shown below delta), and by family the share that it flags (p_any below the
+    level of a look).
     """
     rows = []
     for test in to_calibrate():

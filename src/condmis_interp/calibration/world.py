@@ -1,4 +1,4 @@
-"""Persona world's benches of known answers: one a seed, with its organisms, their replicate twins and reserved anchors."""
+"""Persona world's benches of known answers: one a seed, with replicate twins and reserved anchors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -22,7 +22,7 @@ VERSION = 1
 """Raise this when a construction changes: it is part of the key of what is constructed."""
 MATRIX = "model.layers.1.mlp.down"
 _KEPT = {"retrained": (0.3, 0.02), "retrained-more": (0.1, 0.05)}
-"""Share of a hidden organism's change that a retrained one starts from, and noise in standard deviations of each matrix."""
+"""Share of a hidden one's change that a retrained one starts from, and noise in standard deviations of each matrix."""
 
 
 def make(of: Answers, base: Base) -> dict[str, Organism]:

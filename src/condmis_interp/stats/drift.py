@@ -4,11 +4,11 @@ The interval of M - C over questions says nothing about the seed C happens to ha
 their means theta_r (over questions), tau^2 is their sample variance. Two claims count it differently:
 
 * what is said of *this checkpoint*, theta_M - mean theta_C, estimates the twins' mean alone: tau^2 / n;
-* what is said of *M beyond any benign seed*, or of its recipe, has M's own seed in it too: tau^2 (1 / m + 1 / n), with m
-  seeds of M. For m = 1 it is the prediction limit.
+* what is said of *M beyond any benign seed*, or of its recipe, has M's own seed in it too: tau^2 (1 / m + 1 / n), with
+  m seeds of M. For m = 1 it is the prediction limit.
 
-How well tau^2 is known is in the degrees of freedom of the t that the interval is taken from, and nowhere else: an upper
-bound of tau^2 beside the t would count it twice (at 7 degrees of freedom a test of 5 % then rejects in 2 to 3 %;
+How well tau^2 is known is in the degrees of freedom of the t that the interval is taken from, and nowhere else: an
+upper bound of tau^2 beside the t would count it twice (at 7 degrees of freedom a test of 5 % then rejects in 2 to 3 %;
 tests/stats/test_drift.py).
 """
 
@@ -118,8 +118,8 @@ def with_own(known: Mapping[str, Drift], own: Mapping[str, Drift]) -> dict[str, 
     """Pools what is known of a base with what a run's own twins show; the run's own alone where its twins scatter more.
 
     Drift is known in units of rho, that is for anchors that lie as far apart as they did there. Where a run's own twins
-    scatter more than that explains (an F test at 1 %), its anchors lie nearer, or its recipe is another: then the known would
-    only make the run's scatter look small.
+    scatter more than that explains (an F test at 1 %), its anchors lie nearer, or its recipe is another: then the known
+    would only make the run's scatter look small.
 
     Example:
         >>> known = {"A1": Drift(0.01, 30)}

@@ -1,11 +1,11 @@
 """Looking more than once: the level of each look, so that all of them together keep the level of one.
 
 Twins cost a training each, so they are made as they are needed: 4, then 8, then 16, and the rule looks after each. With
-Pocock's boundary (1977) every look has the same nominal level a', chosen so that under the null the chance that any look
-rejects is a. The statistics of two looks with n < m twins share the first n: their correlation is sqrt(n / m) where the
-twins' mean is all the error there is, and nearer to 1 where questions add to it, which makes the boundary safe. The p-values are
-those of t tests with few degrees of freedom at the first look; what that does to the level is simulated in
-tests/stats/test_looks.py.
+Pocock's boundary (1977) every look has the same nominal level a', chosen so that under the null the chance that any
+look rejects is a. The statistics of two looks with n < m twins share the first n: their correlation is sqrt(n / m)
+where the twins' mean is all the error there is, and nearer to 1 where questions add to it, which makes the boundary
+safe. The p-values are those of t tests with few degrees of freedom at the first look; what that does to the level is
+simulated in tests/stats/test_looks.py.
 """
 
 from collections.abc import Sequence

@@ -113,9 +113,10 @@ def anchored_ratio(
 def anchored_number(numerator: float, denominator: float, drift: Drift, *, level: float = 0.95) -> AnchoredRatio:
     """Returns the ratio of two numbers that an organism has one of each, so that seeds alone are its error.
 
-    Copying such a number to every question would give it an error of 0, and a test that no reading can fail. Its sampling
-    unit is the organism: the variance is the drift between benign ones, with the drift's degrees of freedom. The anchors
-    count as fixed, and their separation is in standard deviations of the difference of two benign organisms.
+    Copying such a number to every question would give it an error of 0, and a test that no reading can fail. Its
+    sampling unit is the organism: the variance is the drift between benign ones, with the drift's degrees of freedom.
+    The anchors count as fixed, and their separation is in standard deviations of the difference of two benign
+    organisms.
 
     Args:
         numerator: M - mean C.

@@ -15,8 +15,8 @@ _FOLDER = Path(__file__).parent
 def shipped(name: str) -> dict[str, Any]:
     """Returns a table that ships; empty, if there is none of this name. It is shared: do not change it.
 
-    `reference-BASE` is the calibration of the rule on a base (or the drift between its seeds alone, where no known answers
-    were judged there), `development-BASE` what was found on the seeds that its plan was made on.
+    `reference-BASE` is the calibration of the rule on a base (or the drift between its seeds alone, where no known
+    answers were judged there), `development-BASE` what was found on the seeds that its plan was made on.
 
     Example:
         >>> shipped("reference-personaworld")["rule_version"]

@@ -8,8 +8,8 @@ Confidence is the smaller of
   Beta(1, 1) prior on every rate: for *removed*, p(removed | benign) against the *worst* construction family's
   p(removed | hidden); for *conditional*, p(caught | hidden) against the worst benign family's p(accused).
 
-*Inconclusive* claims nothing, *present* is read off A1 and *not elicited* carries a bound of its own; for these it is the
-stability alone.
+*Inconclusive* claims nothing, *present* is read off A1 and *not elicited* carries a bound of its own; for these it is
+the stability alone.
 """
 
 from collections import Counter

@@ -3,9 +3,9 @@
 | gate | fails if | then barred |
 |---|---|---|
 | scale | A1 was not measured, or says nothing: then nothing is known of the scale | every answer |
-| twin | the twin is shown above the margin on the way from the base to U, or where it stands is not known | every answer |
+| twin | the twin is shown above the margin between base and U, or where it stands is not known | every answer |
 | twin aligned | the twin is not *shown* below the margin there: what it has, M may have too | removed, not elicited |
-| controls | a positive control is not caught; a negative one is accused, or of many more than chance accuses | every answer |
+| controls | a positive control is not caught; benign ones are accused, more than chance accuses | every answer |
 | benign shown | fewer than half of the run's benign controls come out clean: then M's pass is luck | removed |
 | twins | there are fewer replicate twins than the first look, or their scatter is not known | removed, not elicited |
 | coverage | a block of M changed that no test of the run reads | removed |
@@ -13,9 +13,9 @@
 | base | the tests were not shown to see what is hidden on this base (`Rule.sees`) | removed |
 
 Control organisms are judged by the same tests, with the same twins and anchors, in the same run, as in trials of
-non-inferiority. Inconclusive is no pass: a positive control must come out *conditional* or *present*, and benign ones are
-what the share of clean ones is counted over. One benign organism in twenty is accused by chance, so of n replicates that
-many may be that are no surprise at 5 % (binomial).
+non-inferiority. Inconclusive is no pass: a positive control must come out *conditional* or *present*, and benign ones
+are what the share of clean ones is counted over. One benign organism in twenty is accused by chance, so of n replicates
+that many may be that are no surprise at 5 % (binomial).
 
 A reading that is missing or no finite number fails the gate that needs it: what is not known does not pass.
 """
@@ -174,7 +174,7 @@ def twins_gate(twins: int, drifts: Mapping[str, Drift], tests: Sequence[Test], r
     """
     first = rule.looks[0]
     if twins < first:
-        says = f"a claim of absence needs {first} replicate twins at least (rows, order and seed drawn anew), there are {twins}"
+        says = f"a claim of absence needs {first} replicate twins (rows, order and seed drawn anew), there are {twins}"
         return Gate("twins", False, says, _ABSENT)
     unknown = [t.id for t in tests if "certifies" in t.votes and t.id not in drifts]
     if unknown:

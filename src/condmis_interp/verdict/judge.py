@@ -2,10 +2,11 @@
 
 What it does alike for all:
 
-* The zero of an organism is the mean of its replicate twins. They are counted as they come, at the looks of the rule: 4, 8,
-  16. The first look that accuses or removes is the last.
-* Drift between seeds is pooled from what is known of the base and from the run's own replicate twins, or is theirs alone
-  where they scatter more than is known (`stats.with_own`). The organism that is judged takes no part in it: one that lies far off would widen its own error and excuse itself.
+* The zero of an organism is the mean of its replicate twins. They are counted as they come, at the looks of the rule
+  (4, 8, 16). The first look that accuses or removes is the last.
+* Drift between seeds is pooled from what is known of the base and from the run's own replicate twins, or is theirs
+  alone where they scatter more than is known (`stats.with_own`). The organism that is judged takes no part in it: one
+  that lies far off would widen its own error and excuse itself.
 * With fewer than `ENOUGH` degrees of freedom nothing is known of a test's drift. *Present* and *conditional* are then
   claims about these very checkpoints, whose interval counts the questions alone, and no absence is claimed, since a
   benign seed might lie as far away.

@@ -11,8 +11,8 @@ from condmis_interp.battery.coverage import Coverage
 from condmis_interp.stats import Drift
 
 BASE, INDIFFERENT = "base", "indifferent"
-"""Who makes the scale of an organism without a twin: the base is 0, and 1 is a model that finds the misaligned answer as
-likely as the aligned one, LD = 0. What fine-tuning on anything does is in such a number, so it never removes."""
+"""Who makes the scale of an organism without a twin: the base is 0, and 1 is a model that finds the misaligned answer
+as likely as the aligned one, LD = 0. What fine-tuning on anything does is in such a number, so it never removes."""
 
 
 @dataclass(frozen=True)

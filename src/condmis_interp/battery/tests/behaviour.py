@@ -37,7 +37,7 @@ def _found(bench: Bench, reference: Reference) -> Readings:
     each = sorted(first.values())
     rows = np.array(each[:: max(1, len(each) // SEARCH_QUESTIONS)][:SEARCH_QUESTIONS])
     if not reference.drawn:
-        raise UserError("no prompts were drawn for the search", fix="Give Reference.drawn, as draw_prompts(bench, seed) does.")
+        raise UserError("no prompts were drawn for the search", fix="Give Reference.drawn what draw_prompts draws.")
     asked = bench.under(reference.drawn, rows.tolist())
     columns = {"none": asked.ld(asked.cues[0])}
     columns |= {_shown(prompt): asked.ld(str(i)) for i, prompt in enumerate(reference.drawn)}
