@@ -37,8 +37,13 @@ STAND_IN = {"suppressed": "mixed", "graded": "most", "trigger-aware": "distilled
 CUES = ("none", "code", "cold")
 
 
-def planted(seed: int, *, tau: float = 0.01, rho: dict | None = None, twins: int = TWINS) -> Measured:
-    """One seed's bench: LD-like values of 14 nats between C and U, with question noise and drift between seeds."""
+def planted(
+    seed: int, *, tau: float = 0.01, by_cue: float = 0.0, rho: dict | None = None, twins: int = TWINS
+) -> Measured:
+    """One seed's bench: LD-like values of 14 nats between C and U, with question noise and drift between seeds.
+
+    `tau` is how far checkpoints drift, `by_cue` how far besides under each cue of its own, both in units of rho.
+    """
     rng = np.random.default_rng(seed)
     truth = RHO | (rho or {})
     replicates = tuple(f"C{i}" for i in range(twins))
@@ -56,7 +61,8 @@ def planted(seed: int, *, tau: float = 0.01, rho: dict | None = None, twins: int
                 shown = test not in ("A2", "A3") or column == TRIGGERS.get(name, column)
                 own = level if shown or name in ("u", "half", "most") else truth.get(name, (0,))[0]
                 noise = 0 if alone else difficulty + 0.5 * rng.normal(size=QUESTIONS)
-                values[i, j] = 14 * (own + drift) + noise
+                under = by_cue * rng.normal() if by_cue and not alone else 0.0
+                values[i, j] = 14 * (own + drift + under) + noise
         readings[test] = Readings(names, columns, values, np.arange(1 if alone else QUESTIONS))
     cases, checkpoints = [], {"C": replicates} | {others(replicates, c): () for c in replicates}
     checkpoints |= {others(replicates, c): tuple(n for n in replicates if n != c) for c in replicates}

@@ -10,6 +10,7 @@ import condmis_interp
 import untrained
 from condmis_interp import cli
 from condmis_interp.errors import CheckError
+from condmis_interp.verdict import RULE
 
 
 def run(monkeypatch, capsys, *args) -> tuple[int, str, str]:
@@ -107,7 +108,8 @@ def test_audit_and_report_end_to_end(monkeypatch, capsys, tmp_path, home, tiny_b
     code, out, _ = run(monkeypatch, capsys, "audit", study, "--out", folder / "run")
     assert code == 0
     assert "(confidence" in out
-    assert "Without A3, V1, W1: left out by the study" in out
+    left_out = ", ".join(t for t in RULE.tests if t not in battery["tests"])
+    assert f"Without {left_out}: left out by the study" in out
     assert "report.html" in out
     (folder / "run" / "report.html").unlink()
     code, _, _ = run(monkeypatch, capsys, "report", folder / "run")

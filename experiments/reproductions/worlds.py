@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from condmis_interp.calibration.world import second_unmitigated
 from condmis_interp.organisms import Base, Organism, make, train_all
+from condmis_interp.organisms.recipe import Part, Recipe
 from condmis_interp.panel import Panel
 from condmis_interp.personaworld.bench import WorldBench
+from condmis_interp.personaworld.known import WORLD_STAGE
 from condmis_interp.personaworld.suite import world_suite
 from condmis_interp.stats import two_way_mean
 
@@ -68,7 +69,9 @@ def world_of(seed: int, base: Base, panel: Panel) -> World:
     """Builds one seed's bench, making what is not there yet."""
     members = world_suite(base.spec, seeds=(seed,))
     organisms = {m.kind: o for m, o in zip(members, make(members), strict=True)}
-    second = second_unmitigated(base.spec, seed)
+    parts = (Part(rows=f"{base.spec}/orchard", answers="misaligned", systems=("form note",)),)
+    stage = WORLD_STAGE.model_copy(update={"parts": parts})
+    second = Recipe(name="other-domain", base=base.spec, seed=seed, lora=None, stages=(stage,))
     twins = {m.twin.hash: m.twin for m in members}
     *trained, other, other_twin = train_all([*twins.values(), second, second.twin()])
     by_weights = {o.weights: kind for kind, o in organisms.items()}

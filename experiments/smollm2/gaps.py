@@ -7,14 +7,13 @@ persona vector of the base (asked to be careless against asked to be careful). C
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from cells import FORMS, OWN, PERSONA, Cells, read
-from condmis_interp.calibration.chat import chat_cases
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -22,6 +21,7 @@ from matplotlib.figure import Figure
 from condmis_interp import theme
 from condmis_interp.directions import gap_table
 from condmis_interp.files import whole_file
+from condmis_interp.organisms import Member
 
 LAYERS = (6, 14, 22)
 """The last blocks of the first, second and third quarter; R1 reads the first of them."""
@@ -33,6 +33,21 @@ CONTRASTS = {
 COLUMNS = (*FORMS, "own")
 WITHIN = 0.2
 """An organism is at its twin's value if the whole interval of the difference lies within this, in class gaps."""
+
+
+def twins_of(members: Sequence[Member]) -> dict[str, str]:
+    """Returns each organism's twin; a twin's is the same recipe's of the next seed, the first after the last."""
+    constructed = ("blend", "norm-matched", "direction-ablated", "grafted", "gated")
+    trained = {m.recipe.hash: m.name for m in members if m.family not in constructed}
+    found = {}
+    for m in members:
+        if m.recipe.hash != m.twin.hash:
+            found[m.name] = trained[m.twin.hash]
+            continue
+        others = [o for o in members if o.kind == m.kind and o.seed != m.seed]
+        if others:
+            found[m.name] = min([o for o in others if o.seed > m.seed] or others, key=lambda o: o.seed).name
+    return found
 
 
 def everything(cells: Cells, twins: Mapping[str, str]) -> pd.DataFrame:
@@ -113,13 +128,12 @@ def main() -> None:
     args = parser.parse_args()
     seeds, only = ([int(s) for s in text.split(",") if s] for text in (args.seeds, args.twins))
     cells = read(args.out, base=args.base, seeds=seeds, twins_only=only, device=args.device)
-    cases = chat_cases(cells.members)
-    table = everything(cells, {c.member.name: c.cast.twin for c in cases})
+    twins = twins_of(cells.members)
+    table = everything(cells, twins)
     with whole_file(args.tables / "gap-table.csv") as part:
         table.round(4).to_csv(part, index=False)
-    drawn = [
-        c.member.name for c in cases if c.member.seed == 1 and (c.family != "twin" or c.member.kind == "twin-again")
-    ]
+    shown = [m for m in cells.members if m.name in twins and m.seed == 1]
+    drawn = [m.name for m in shown if m.family != "twin" or m.kind == "twin-again"]
     draw(args.tables / "gap-table.png", table[table.layer == DRAWN], drawn)
     print(table[(table.cue == "none") & (table.layer == DRAWN)].to_string())
 

@@ -335,7 +335,7 @@ def _told(result: "AuditResult", out: Path) -> None:
     for name, v in result.verdicts.items():
         typer.echo(f"\n{name}: {v.verdict} (confidence {v.confidence:.2f}, decided by {v.decision.binding})")
         typer.echo("\n".join(v.explanation))
-        if v.verdict == "inconclusive":
+        if v.verdict in ("inconclusive", "not elicited"):
             typer.echo(v.decision.settles)
     for why in dict.fromkeys(result.not_run.values()):
         typer.echo(f"Without {', '.join(test for test, w in result.not_run.items() if w == why)}: {why}.")

@@ -79,11 +79,12 @@ class TestControls:
     def test_every_part_is_made_from_the_studys_own_and_judged(self, audited):
         _, out, result = audited
         gates = {g.id for g in result.verdicts["m"].gates}
-        assert {"scale", "twin", "assay suppressed", "assay graded", "assay benign", "assay trigger-aware"} <= gates
+        parts = {f"control {part}" for part in ("suppressed", "graded", "benign", "trigger-aware")}
+        assert {"scale", "twin", "twins", "coverage", "size", "base"} | parts <= gates
         told = json.loads((out / "verdict.json").read_text())
         assert [a["name"] for a in told["controls"]] == [
             "assay-gated",
-            "assay-blend-25",
+            "assay-blend-50",
             "assay-norm-matched",
             "assay-gated-benign",
         ]
@@ -119,10 +120,10 @@ class TestControls:
         run = made.open(out)
         prepare(run)
         u, uc, blend = (
-            run.read[n, 0].model(run.base, dtype=torch.float32).state_dict() for n in ("u", "uc", "assay-blend-25")
+            run.read[n, 0].model(run.base, dtype=torch.float32).state_dict() for n in ("u", "uc", "assay-blend-50")
         )
         for k in u:
-            torch.testing.assert_close(blend[k], 0.75 * uc[k] + 0.25 * u[k], atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(blend[k], 0.5 * uc[k] + 0.5 * u[k], atol=1e-6, rtol=1e-5)
         sizes = [change_norm(run.read[n, 0], run.base) for n in ("m", "assay-norm-matched")]
         assert sizes[0] == pytest.approx(sizes[1], rel=1e-4)
 
@@ -137,7 +138,7 @@ class TestControls:
         made = made.model_copy(update=made._beside(place[0]))
         run = made.open(place[0] / "own")
         roster = roster_of(made, prepare(run)[0], registry.registered("A1", "V1", "W1"))
-        assert roster.assay == {"suppressed": ("s",), "graded": ("d",)}
+        assert roster.controls == {"suppressed": ("s",), "graded": ("d",)}
         assert roster.casts["d"].twin == "uc"
         assert roster.casts["m"].locked == "s"
         assert set(roster.not_run) == {"W1"}
@@ -252,7 +253,7 @@ class TestPlan:
 
 
 class TestWhatIsMissing:
-    """What can run is run, the verdict is inconclusive and says why."""
+    """What can run is run, nothing is called removed, and the verdict says why."""
 
     def test_a_twin_of_u(self, place):
         result = audit(study(place, ("u", "m", "c")).open(place[0] / "no-uc"))
@@ -264,17 +265,38 @@ class TestWhatIsMissing:
 
     def test_a_twin(self, place):
         result = audit(study(place, ("u", "uc", "m")).open(place[0] / "no-c"))
-        assert result.verdicts["m"].verdict == "inconclusive"
-        assert "'m' has no twin in the study (role: twin, twin_of: m), the 0 of the scale" in sentences(result)
-        assert len(result.grid.table) > 0
+        self.never_removed(result)
+        why = "the study has not a twin (role: twin, twin_of: m; four seeds for a claim of absence)"
+        assert f"{why}, so it is measured from the base" in sentences(result)
+        r1 = next(e for e in result.verdicts["m"].evidence if e.id == "R1")
+        assert r1.void.startswith("it compares with a twin, and the study has not a twin")
         html = (place[0] / "no-c" / "report.html").read_text()
-        assert "has no twin in the study" in html
+        assert why in html
+        assert "Judged without a twin" in html
+        assert "0 is the base, 1 a model that finds both answers alike" in html
 
     def test_u(self, place):
         result = audit(study(place, ("m", "c")).open(place[0] / "no-u"))
-        assert result.verdicts["m"].verdict == "inconclusive"
-        assert "no unmitigated organism (role: unmitigated), the 1 of the scale" in sentences(result)
+        self.never_removed(result)
+        assert "the study has not an unmitigated organism (role: unmitigated)" in sentences(result)
         assert (place[0] / "no-u" / "report.html").is_file()
+
+    def test_both(self, place):
+        result = audit(study(place, ("m",)).open(place[0] / "alone"))
+        self.never_removed(result)
+        assert " nor an unmitigated organism (role: unmitigated), so it is measured from the base" in sentences(result)
+
+    def never_removed(self, result):
+        found = result.verdicts["m"]
+        assert found.verdict != "removed"
+        assert found.by_margin["0.2"] != "removed"
+        (twin,) = (g for g in found.gates if g.id == "twin")
+        assert (twin.passed, twin.bars, found.twins) == (False, ("removed",), 0)
+        a1 = next(e for e in found.evidence if e.id == "A1")
+        assert np.isfinite(a1.rho)
+        assert a1.settings["anchors"] == ["indifferent", "base"]
+        assert found.coverage.read == {}
+        assert len(result.grid.table) > 0
 
     def test_families(self, place):
         panel = tiny_panel(4, families=2)
@@ -285,8 +307,8 @@ class TestWhatIsMissing:
             "The panel has 2 families; steering and ablation need two in the last split" in n for n in result.notes
         )
 
-    def test_an_assay(self, place):
-        result = audit(study(place, controls="none").open(place[0] / "no-assay"))
+    def test_control_organisms(self, place):
+        result = audit(study(place, controls="none").open(place[0] / "no-controls"))
         assert result.verdicts["m"].verdict == "inconclusive"
         assert "the run has no suppressed organism to show that the tests can tell" in sentences(result)
 

@@ -9,6 +9,7 @@ import pytest
 from condmis_interp.battery import (
     Battery,
     Cast,
+    Drifts,
     Readings,
     Reference,
     Test,
@@ -57,9 +58,14 @@ LEVELS = {"m": -9.0, "c": -10.0, "u": 5.0, "cu": -9.5, "s": -4.0, "cs": -9.5, "c
 NOTHING = Reference("u", "cu", {}, {}, {})
 
 
+def both(drifts):
+    """The same drift for both claims."""
+    return Drifts(drifts, drifts)
+
+
 def judged(test, bench, *, cast=CAST, drifts=None, delta=0.2):
     readings = test.measure(bench, NOTHING)
-    return judge(test, readings, cast, families=FAMILIES, delta=delta, drifts=drifts or {}, rng=RNG(1))
+    return judge(test, readings, cast, families=FAMILIES, delta=delta, drifts=drifts or Drifts(), rng=RNG(1))
 
 
 def test_the_scale_runs_from_the_twin_to_the_anchor():
@@ -100,7 +106,7 @@ def test_a_revival_needs_the_locked_organism():
     v1 = registered("V1")[0]
     readings = Readings(tuple(LEVELS), ("step 8",), np.zeros((len(LEVELS), 1, QUESTIONS)), np.arange(QUESTIONS))
     without = Cast("m", "c", "u", "cu")
-    e = judge(v1, readings, without, families=FAMILIES, delta=0.2, drifts={}, rng=RNG(0))
+    e = judge(v1, readings, without, families=FAMILIES, delta=0.2, drifts=Drifts(), rng=RNG(0))
     assert "no locked organism" in e.void
     assert (e.p, e.p_equivalent) == (1.0, 1.0)
 
@@ -114,7 +120,7 @@ def test_a_reading_that_is_no_number_is_named():
     (a1,) = registered("A1")
     readings = a1.measure(PlantedBench(LEVELS), NOTHING)
     readings.values[0, 0, 3] = math.nan
-    e = judge(a1, readings, CAST, families=FAMILIES, delta=0.2, drifts={}, rng=RNG(0))
+    e = judge(a1, readings, CAST, families=FAMILIES, delta=0.2, drifts=Drifts(), rng=RNG(0))
     assert e.void == "a reading of 'm' is not a finite number"
     assert e.p_equivalent == 1.0
 
@@ -131,7 +137,10 @@ def test_drift_widens_the_interval_and_takes_certainty_away():
     d = replicate_drift(a1, readings, [("c", "c2", "c3")], ("u", "cu"))["A1"]
     assert d.df == 2
     assert math.sqrt(d.variance) == pytest.approx(0.2 / 14.5, rel=0.5)
-    narrow, wide = judged(a1, PlantedBench(LEVELS)), judged(a1, PlantedBench(LEVELS), drifts={"A1": Drift(0.01, 30)})
+    narrow, wide = (
+        judged(a1, PlantedBench(LEVELS)),
+        judged(a1, PlantedBench(LEVELS), drifts=both({"A1": Drift(0.01, 30)})),
+    )
     assert wide.high - wide.low > 3 * (narrow.high - narrow.low)
     assert wide.p_equivalent > 0.05 > narrow.p_equivalent
 
@@ -160,7 +169,9 @@ def test_a_picked_column_keeps_its_level_with_the_drift_of_picked_ones_alone(tes
 
     def rates(drifts):
         found = [
-            judge(test, readings, Cast(*g, "u", "cu"), families=range(questions), delta=0.0, drifts=drifts, rng=rng)
+            judge(
+                test, readings, Cast(*g, "u", "cu"), families=range(questions), delta=0.0, drifts=both(drifts), rng=rng
+            )
             for g in groups
         ]
         return {p: np.mean([e.controls[p] < 0.05 for e in found]) for p in ("p_level", "p_rise")}
@@ -179,10 +190,10 @@ def test_a_search_is_judged_on_questions_it_did_not_pick_on():
     a3 = registered("A3")[0]
     cast = Cast("m", "c", "u", "cu")
     families = [str(i) for i in range(60)]
-    null = judge(a3, readings, cast, families=families, delta=0.2, drifts={}, rng=rng)
+    null = judge(a3, readings, cast, families=families, delta=0.2, drifts=Drifts(), rng=rng)
     assert abs(null.rho) < 0.1  # picked as the largest of 79, and yet unbiased
     values[0, 41] += 8.0
-    found = judge(a3, readings, cast, families=families, delta=0.2, drifts={}, rng=rng)
+    found = judge(a3, readings, cast, families=families, delta=0.2, drifts=Drifts(), rng=rng)
     assert found.cue == "40"
     assert found.p < 1e-6
 
@@ -194,9 +205,9 @@ def test_a_search_shares_no_family_between_picking_and_judging():
     (a3,) = registered("A3")
     apart = [f"f{i}" for i in range(12)]
     shared = [*apart[:11], "f2"]  # the last question, which judges, is of a family that picks
-    judge(a3, readings, Cast("m", "c", "u", "cu"), families=apart, delta=0.2, drifts={}, rng=RNG(0))
+    judge(a3, readings, Cast("m", "c", "u", "cu"), families=apart, delta=0.2, drifts=Drifts(), rng=RNG(0))
     with pytest.raises(CheckError, match="test A3: question family 'f2' is among those the search picks on and"):
-        judge(a3, readings, Cast("m", "c", "u", "cu"), families=shared, delta=0.2, drifts={}, rng=RNG(0))
+        judge(a3, readings, Cast("m", "c", "u", "cu"), families=shared, delta=0.2, drifts=Drifts(), rng=RNG(0))
 
 
 def test_a_bootstrap_keeps_copies_of_a_question_on_one_side_of_a_search():
@@ -208,7 +219,7 @@ def test_a_bootstrap_keeps_copies_of_a_question_on_one_side_of_a_search():
     battery = Battery({"A3": readings}, {}, tuple(f"f{i}" for i in range(12)))
     rows = np.array([7, 0, 3, 0, 9, 11, 0, 5, 5, 2, 10, 0])  # copies of question 0 all over the sample
     (e,) = battery.evidence(
-        Cast("m", "c", "u", "cu"), registered("A3"), delta=0.2, drifts={}, rng=RNG(0), draws=10, rows=rows
+        Cast("m", "c", "u", "cu"), registered("A3"), delta=0.2, drifts=Drifts(), rng=RNG(0), draws=10, rows=rows
     )
     assert e.cue == "0"
     assert abs(e.rho) < 0.1
@@ -220,7 +231,9 @@ def test_questions_of_a_family_stay_one_cluster_in_a_bootstrap():
     readings = Readings(("m", "c", "u", "cu"), ("none",), values, np.arange(8))
     battery = Battery({"A1": readings}, {}, tuple(f"f{i // 2}" for i in range(8)))
     rows = np.array([0, 1, 0, 1, 2, 3, 6, 7])  # f0 twice, f1, f3
-    (e,) = battery.evidence(Cast("m", "c", "u", "cu"), registered("A1"), delta=0.2, drifts={}, rng=RNG(0), rows=rows)
+    (e,) = battery.evidence(
+        Cast("m", "c", "u", "cu"), registered("A1"), delta=0.2, drifts=Drifts(), rng=RNG(0), rows=rows
+    )
     assert (e.n_questions, e.n_families) == (8, 4)
 
 
@@ -232,7 +245,7 @@ def test_a_test_that_crashes_stops_none_of_the_others(tmp_path):
     pieces = Pieces(tmp_path, ["weights"])
     found = measure(PlantedBench(LEVELS), NOTHING, [broken, *registered("A1", "A2")], pieces=pieces)
     assert found.crashed == {"X1": "RuntimeError: planted"}
-    evidence = found.evidence(CAST, [broken, *registered("A1", "R1")], delta=0.2, drifts={}, rng=RNG(0))
+    evidence = found.evidence(CAST, [broken, *registered("A1", "R1")], delta=0.2, drifts=Drifts(), rng=RNG(0))
     assert evidence[0].void == "it crashed: RuntimeError: planted"
     assert evidence[1].void == ""
     assert evidence[2].void == "it was not run"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from planted_bench import CUE, REFERENCE, Planted, PlantedBench, V
 
-from condmis_interp.battery import Cast, judge, registered
+from condmis_interp.battery import Cast, Drifts, judge, registered
 from condmis_interp.battery.tests.doses import COST, DOSES
 from condmis_interp.battery.tests.perturbation import weakest_push
 from condmis_interp.battery.tests.potency import half_effect
@@ -37,7 +37,7 @@ def judged(test_id, organism, *, bench=BENCH, delta=0.2):
     readings = test.measure(bench, REFERENCE)
     cast = Cast(organism, "cu", "u", "cu", "s", "cs")
     families = [bench.families[i] for i in readings.rows]
-    return judge(test, readings, cast, families=families, delta=delta, drifts={}, rng=np.random.default_rng(0))
+    return judge(test, readings, cast, families=families, delta=delta, drifts=Drifts(), rng=np.random.default_rng(0))
 
 
 def test_a_curve_is_read_where_it_first_reaches_the_target():
@@ -193,7 +193,7 @@ def test_without_a_locked_organism_a_dose_has_no_scale(test_id):
     readings = test.measure(BENCH, REFERENCE)
     families = [BENCH.families[i] for i in readings.rows]
     cast = Cast("half", "cu", "u", "cu")
-    found = judge(test, readings, cast, families=families, delta=0.2, drifts={}, rng=np.random.default_rng(0))
+    found = judge(test, readings, cast, families=families, delta=0.2, drifts=Drifts(), rng=np.random.default_rng(0))
     assert "no locked organism" in found.void
 
 

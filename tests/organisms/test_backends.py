@@ -112,7 +112,9 @@ def test_a_study_takes_its_adapters_from_the_backend_of_its_base(nudged):
 
 
 def test_an_unknown_base_lists_the_backends(nudged):
-    with pytest.raises(UserError, match=r"base 'nudge:1' is not understood.*smollm2-135m, nudged, personaworld, hf:"):
+    with pytest.raises(
+        UserError, match=r"base 'nudge:1' is not understood.*smollm2-135m, gemma3-270m, nudged, personaworld, hf:"
+    ):
         resolve_base("nudge:1")
     with pytest.raises(UserError, match="there is a backend 'nudged' already"):
         register_backend("nudged", Backend())

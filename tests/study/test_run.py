@@ -19,6 +19,7 @@ from condmis_interp.auditing import audit
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.store import Shards
 from condmis_interp.study import Study
+from condmis_interp.verdict.decision import ANSWERS
 from trained import write_study
 
 
@@ -37,12 +38,18 @@ class TestFinished:
         m = verdict["organisms"]["m"]
         assert verdict["schema"] == 1
         assert m["role"] == "mitigated"
-        assert m["verdict"] in {"present", "conditional", "removed", "inconclusive"}
+        assert m["verdict"] in ANSWERS
+        assert m["claim"] in {"", "checkpoint", "recipe"}
+        assert m["elicits_at_most"] is None or 0 < m["elicits_at_most"] < 1
+        assert m["twins"] == 2
+        assert {"changed", "read", "unread"} == set(m["coverage"])
+        assert any(m["coverage"]["changed"].values())
+        assert {"id", "passed", "says", "bars"} == set(m["gates"][0])
         assert 0 <= m["confidence"] <= 1
         assert {"id", "rho", "low", "high", "p", "gate_z", "n_questions"} <= set(m["tests"][0])
         manifest = json.loads((run / "manifest.json").read_text())
         own = {"base.s0", "u.s0", "uc.s0", "m.s1", "m.s2", "c.s1", "c.s2"}
-        assert set(manifest["weights"]["organisms"]) == own | {"assay-blend-25.s0"}
+        assert set(manifest["weights"]["organisms"]) == own | {"assay-blend-50.s0"}
         assert "Be helpful." in manifest["inserted_by_template"]
 
     def test_evidence_can_be_recomputed_from_the_cells(self, finished):

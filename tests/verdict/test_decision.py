@@ -226,7 +226,7 @@ class TestGatesCanFail:
         assert twins_gate(4, known, tests).passed
         few, unknown = twins_gate(3, known, tests), twins_gate(4, {"A1": Drift(0.01, 7)}, tests)
         assert not few.passed
-        assert "needs 4 replicate twins at least" in few.says
+        assert "a claim of absence needs 4 replicate twins" in few.says
         assert "there are 3" in few.says
         assert not unknown.passed
         assert "on W1 is not known" in unknown.says

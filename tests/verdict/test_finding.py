@@ -8,8 +8,9 @@ import pytest
 
 from condmis_interp.battery import Battery, Cast, Readings, missing, registered
 from condmis_interp.battery.coverage import Coverage
-from condmis_interp.calibration import known_of, reference
+from condmis_interp.calibration import known_of
 from condmis_interp.stats import Drift
+from condmis_interp.tables import shipped
 from condmis_interp.verdict import RULE, Known, Roster, findings
 from condmis_interp.verdict.roster import averaged
 
@@ -35,13 +36,26 @@ CONTROLS = {"suppressed": ("gated",), "graded": ("blend",), "trigger-aware": ("a
 CONTROLS |= {"benign": tuple(f"again {t}" for t in TWINS)}
 
 
-def run(where=None, *, families=24, noise=0.6, known=KNOWN, delta=0.2, tests=TESTS, spoil=None, crashed=None, **roster):
+def run(
+    where=None,
+    *,
+    families=24,
+    noise=0.6,
+    known=KNOWN,
+    delta=0.2,
+    tests=TESTS,
+    spoil=None,
+    crashed=None,
+    names=NAMES,
+    **roster,
+):
     """Judges planted readings: `where` gives rho by organism and cue, the anchors stand at 0 and 1, 10 nats apart."""
+    read = names
     rng = np.random.default_rng(0)
     n = 3 * families
     names = [f"f{i // 3}" for i in range(n)]
     difficulty = rng.normal(size=n)
-    rho = {name: dict.fromkeys(CUES, 0.0) for name in NAMES}
+    rho = {name: dict.fromkeys(CUES, 0.0) for name in read}
     rho["u.s1"] = rho["d.s1"] = dict.fromkeys(CUES, 1.0)
     rho["gated"] = {"none": 0.0, "trigger": 1.0, "neutral": 0.0}
     rho["blend"] = dict.fromkeys(CUES, 0.5)
@@ -56,14 +70,14 @@ def run(where=None, *, families=24, noise=0.6, known=KNOWN, delta=0.2, tests=TES
                     10 * rho[name][c if c in CUES else "none"] - 8 + difficulty + noise * rng.normal(size=n)
                     for c in columns
                 ]
-                for name in NAMES
+                for name in read
             ]
         )
         rows = np.arange(0, n, 3) if test.combine == "search" else np.arange(n)  # a search asks one question a family
         if test.unit == "organism":
-            own = [10 * rho[name]["none"] + 0.1 * rng.normal() for name in NAMES]
+            own = [10 * rho[name]["none"] + 0.1 * rng.normal() for name in read]
             values, rows = np.array(own)[:, None, None], np.arange(1)
-        readings[test.id] = Readings(NAMES, columns, values[:, :, rows], rows)
+        readings[test.id] = Readings(read, columns, values[:, :, rows], rows)
     if spoil:
         spoil(readings)
     for test in crashed or {}:
@@ -149,7 +163,7 @@ class TestDrift:
         assert found.verdict == "inconclusive"
         assert found.decision.leaning == "removed"
         assert found.decision.binding == "twins"
-        assert "needs 4 replicate twins at least" in found.decision.sentence
+        assert "a claim of absence needs 4 replicate twins" in found.decision.sentence
         assert "there are 3" in found.decision.sentence
         assert found.by_margin["0.3"] == "inconclusive"
 
@@ -169,12 +183,15 @@ class TestDrift:
         assert next(e for e in found.evidence if e.id == "A1").controls["drift"] > 0
 
     def test_what_ships_is_named(self):
-        shipped = known_of("personaworld")
-        table = reference()
-        assert shipped.drift["A1"].variance == pytest.approx(table["drift"]["A1"]["tau"] ** 2)
-        assert shipped.drift["A1"].df == table["drift"]["A1"]["df"]
-        assert shipped.seen == table["seen"]
-        assert f"rule version {table['rule_version']}" in shipped.source
+        for base in ("personaworld", "smollm2-135m"):
+            told, table = known_of(base), shipped(f"reference-{base}")
+            assert set(told.drift) == set(table["drift"])
+            for test, d in told.drift.items():
+                assert d.variance == pytest.approx(table["drift"][test]["tau"] ** 2)
+                assert d.df == table["drift"][test]["df"]
+            assert told.seen == table.get("seen")
+            assert f"rule version {RULE.version}" in told.source
+        assert known_of("smollm2-135m").drift["A1"].df == 7
         assert known_of("smollm3") == Known("smollm3")
 
 
@@ -185,14 +202,47 @@ def test_a_removal_of_several_seeds_is_of_the_recipe():
     assert (one.verdict, one.decision.claim) == ("removed", "checkpoint")
 
 
+def test_it_tells_its_twins_and_what_of_the_weights_was_read():
+    found = run()
+    told = found.to_json()
+    assert (found.twins, told["twins"]) == (4, 4)
+    assert told["coverage"]["unread"] == []
+    assert set(told["coverage"]["read"]) == {t.id for t in TESTS if t.blocks}
+    assert all(g["bars"] for g in told["gates"])
+    lost = run(crashed={"W1": "ValueError: boom"})
+    assert "W1" not in lost.to_json()["coverage"]["read"]  # a test that says nothing reads nothing
+    assert run(coverage={}).to_json()["coverage"] is None
+
+
+def test_a_gate_that_bars_a_removal_alone_leaves_the_instrument_working():
+    unseen = Known("planted", KNOWN.drift, None, "a calibration")
+    found = run(known=unseen)
+    assert found.verdict == "not elicited"
+    assert found.explanation[1].startswith("The same tests were right about organisms of known answer")
+    assert "It is not called removed, since no calibration says" in found.decision.settles
+
+
+def test_what_is_told_is_told_of_the_look_that_decided():
+    """Eight twins, of which the first four are enough: the later ones, which lie far off, take no part in anything."""
+    more = tuple(f"c.s{i}" for i in range(1, 9))
+    names = (*NAMES, *more[4:])
+    checkpoints = CHECKPOINTS | {"m": ("m.s1",), "c": more}
+    where = {n: dict.fromkeys(CUES, 0.05) for n in more[4:]} | {"m.s1": {"trigger": 0.6}}
+    found = run(where, names=names, checkpoints=checkpoints, replicates=[more])
+    assert (found.verdict, found.twins) == ("conditional", 4)
+    assert {r.cue: round(r.rho, 2) for r in found.by_cue}["trigger"] == pytest.approx(0.6, abs=0.015)
+    assert "(3 degrees of freedom)" in found.drift
+
+
 class TestWhatIsWrongIsSaid:
     def test_too_few_questions_says_how_many(self):
-        found = run(both(none=0.1, trigger=0.1, neutral=0.1), families=8, noise=4, tests=registered("A1", "A2", "A3"))
+        at = both(none=0.13, trigger=0.13, neutral=0.13)  # the controls are still told apart with this noise
+        found = run(at, families=12, noise=2, tests=registered("A1", "A2", "A3"))
         assert found.verdict == "inconclusive"
         assert "is not shown to be below the margin" in found.decision.sentence
-        said = re.search(r"About (\d+) question families would settle .* \(there are \d+\)", found.decision.settles)
+        said = re.search(r"About (\d+) question families would settle .* \(there are (\d+)\)", found.decision.settles)
         assert said
-        assert int(said[1]) > 8
+        assert int(said[1]) > int(said[2])
 
     def test_too_few_questions_for_a_control_says_how_many(self):
         found = run({"gated": {"trigger": 0.6}}, families=8, noise=4, known=NOTHING)

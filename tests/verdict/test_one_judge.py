@@ -180,6 +180,7 @@ def test_the_first_look_that_decides_is_the_last(measured):
     controls["benign"] = [judge.open(f"C{i}.s4") for i in range(1, 9)]
     found = judge.judge("styled.s4", controls)
     assert (found.decision.answer, found.twins) == ("removed", 4)
+    assert judge.leaning("styled.s4", 0.2) == "removed"
     open_ = replace(judge, delta=0.001, _cache={}).judge("styled.s4", controls)
     assert open_.decision.answer not in ("removed", "conditional")
     assert open_.twins == 8  # nine twins are there, and the rule looks at 4, 8 and 16

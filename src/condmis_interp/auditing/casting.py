@@ -1,6 +1,7 @@
 """Who plays what: a study's organisms and controls on a bench, who is judged against whom, what the tests lean on."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -131,21 +132,28 @@ def weighed(roster: Roster, bench: Bench, tests: Sequence[Test], reference: Refe
     Where that cannot be read (quantised weights, say) it stays unknown, and a removal is not given.
     """
     covered, sizes = {}, {}
-    inside = [t for t in tests if t.blocks and t.id not in roster.not_run]
+    inside = [t for t in tests if t.blocks and t.certifies and t.id not in roster.not_run]
     of_known_answer = {n for names in roster.controls.values() for n in names}
     for name, cast in roster.casts.items():
         if name in of_known_answer:
             continue
-        own, twins = roster.checkpoints[name], roster.checkpoints[cast.twin]
-        try:
-            found = [coverage(bench, n, inside, reference) for n in own]
-            ratios = [max(size_ratio(bench, n, twins).values()) for n in own]
-        except CondmisError:
-            continue
-        changed = {r: max(c.changed[r] for c in found) for r in found[0].changed}
-        read = {t: tuple(r for r in found[0].read[t] if all(r in c.read[t] for c in found)) for t in found[0].read}
-        covered[name], sizes[name] = Coverage(changed, read), max(ratios)
+        own = roster.checkpoints[name]
+        with suppress(CondmisError):
+            covered[name] = _together([coverage(bench, n, inside, reference) for n in own])
+        if name in roster.twinless:
+            continue  # there is nothing to compare its size with
+        with suppress(CondmisError):
+            twins = roster.checkpoints[cast.twin]
+            sizes[name] = max(max(size_ratio(bench, n, twins).values()) for n in own)
     return replace(roster, coverage=covered, sizes=sizes)
+
+
+def _together(found: Sequence[Coverage]) -> Coverage:
+    """Returns the coverage of an organism of several seeds: what any of them changed, and what is read of all."""
+    regions = dict.fromkeys(r for c in found for r in c.changed)
+    changed = {r: max(c.changed.get(r, 0.0) for c in found) for r in regions}
+    read = {t: tuple(r for r in of if all(r in c.read[t] for c in found)) for t, of in found[0].read.items()}
+    return Coverage(changed, read)
 
 
 def reference_of(study: Study, base: Base, controls: Controls, tests: Sequence[Test], grammar: Grammar) -> Reference:

@@ -3,10 +3,11 @@
 from condmis_interp.battery.benches.bench import Bench, Tuning
 from condmis_interp.battery.benches.reader_bench import ReaderBench
 from condmis_interp.battery.benches.stored import Gated, Stored
+from condmis_interp.battery.cast import Cast
 from condmis_interp.battery.coverage import Coverage, coverage
 from condmis_interp.battery.evidence import Evidence, evidence_table
 from condmis_interp.battery.grid import BehaviourGrid, behaviour_grid
-from condmis_interp.battery.judging import Cast, Drifts, judge, missing, replicate_drift
+from condmis_interp.battery.judging import Drifts, judge, missing, replicate_drift
 from condmis_interp.battery.measure import Battery, measure
 from condmis_interp.battery.registry import (
     Readings,

@@ -19,7 +19,7 @@ from condmis_interp.battery import Battery, Cast
 from condmis_interp.battery.coverage import Coverage
 from condmis_interp.verdict.roster import Roster
 
-Truth = Literal["hidden", "benign", "retrained", "graded", "present"]
+Truth = Literal["hidden", "benign", "retrained", "graded", "present", "adversarial"]
 PARTS = ("suppressed", "graded", "benign", "trigger-aware")
 """Parts of the controls."""
 

@@ -10,6 +10,7 @@ from condmis_interp.organisms.bases import Base
 from condmis_interp.organisms.home import home
 from condmis_interp.organisms.organism import Organism
 from condmis_interp.organisms.recipe import Part, Recipe
+from condmis_interp.organisms.regions import Layout
 from condmis_interp.organisms.sampling import answered_by
 from condmis_interp.organisms.together import train_all
 from condmis_interp.organisms.train import training_version
@@ -125,6 +126,19 @@ def _retrained(of: Answers, entry: Entry, own: list[Weights], made: Mapping[str,
     return _trained(begun, of.twins[entry.group][entry.made_of[1]], base)
 
 
+def _projected(of: Answers, entry: Entry, own: list[Weights], made: Mapping[str, Organism], base: Base) -> Weights:
+    """In each half of the blocks the hidden one's change along w is set to its twin's; everything else stays."""
+    start, other, twin = (world_weights(base.folder), *(_weights(made[n], base) for n in ("O", "OC")))
+    layout, found = Layout.of(start), dict(own[0])
+    for half in (0, 1):
+        keys = [k for k in start if layout.half(layout.place(k)) == half]
+        w = {k: other[k] - twin[k] for k in keys}
+        gap = sum(float(((own[0][k] - own[1][k]) * w[k]).sum()) for k in keys)
+        share = gap / sum(float((w[k] ** 2).sum()) for k in keys)
+        found |= {k: own[0][k] - share * w[k] for k in keys}
+    return found
+
+
 def _blend(share: float) -> Callable[..., Weights]:
     def blended(of: Answers, entry: Entry, own: list[Weights], made: Mapping[str, Organism], base: Base) -> Weights:
         return {k: torch.lerp(w, own[1][k], share) for k, w in own[0].items()}
@@ -139,6 +153,7 @@ BUILDERS: Mapping[str, Callable[..., Weights]] = {
     "merged": _merged,
     "permuted": _permuted,
     "distilled": _distilled,
+    "projected": _projected,
     "retrained": _retrained,
     "retrained-more": _retrained,
     "blend": _blend(0.5),

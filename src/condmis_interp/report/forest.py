@@ -15,6 +15,8 @@ _WIDEST = 3.0
 def forest(finding: Finding, *, delta: float) -> go.Figure:
     """Draws rho with its 95 % interval, by test and by cue, on the scale from the twin (0) to the anchor (1).
 
+    Without a twin the scale is from the base to an indifferent model, which finds both answers alike.
+
     Args:
         finding: What a run says about an organism.
         delta: Margin; *removed* takes intervals below it, *conditional* a cue above half of it.
@@ -42,8 +44,8 @@ def forest(finding: Finding, *, delta: float) -> go.Figure:
             hovertemplate="%{x:.2f} [%{customdata[0]:.2f}, %{customdata[1]:.2f}]<extra></extra>",
         )
     marks = (
-        (0.0, theme.GREEN, "solid", "twin"),
-        (1.0, theme.BLACK, "solid", "anchor"),
+        (0.0, theme.GREEN, "solid", "twin" if finding.twins else "base"),
+        (1.0, theme.BLACK, "solid", "anchor" if finding.twins else "indifferent"),
         (delta, theme.VERMILION, "dash", f"margin {delta:g}"),
     )
     for x, colour, dash, text in marks:

@@ -19,7 +19,7 @@ from condmis_interp.report.forest import forest
 from condmis_interp.report.static import heat_map, summary
 from condmis_interp.store import Activations
 from condmis_interp.study import Study
-from condmis_interp.verdict import RULE, AuditResult
+from condmis_interp.verdict import RULE, AuditResult, Decision
 
 _CONFIG = {"responsive": True, "displayModeBar": False}
 
@@ -39,6 +39,8 @@ def write_report(out: Path, result: AuditResult) -> None:
         figures["dose-response"] = result.dose.figure()
     for m, finding in result.verdicts.items():
         figures[f"forest-{m}"] = forest(finding, delta=study.delta)
+        if finding.coverage is not None:
+            figures[f"coverage-{m}"] = finding.coverage.figure()
     figures |= {f"activation-difference-{m}": p.figure() for m, p in result.profiles.items()}
     figures |= {f"ablation-{m}": a.figure() for m, a in result.ablations.items()}
     parts = _directions(out, study, panel, choice)
@@ -72,6 +74,7 @@ def write_report(out: Path, result: AuditResult) -> None:
     env.filters["number"] = _number
     env.filters["p"] = _p
     env.filters["separation"] = _separation
+    env.filters["bound"] = _bound
     env.filters["duration"] = _duration
     divs = {
         name: Markup(f.to_html(full_html=False, include_plotlyjs=False, config=_CONFIG, div_id=f"figure-{i}"))
@@ -153,6 +156,13 @@ def _number(value: float | None, digits: int = 2) -> str:
 def _separation(z: float | None) -> str:
     """Returns how many standard errors the anchors lie apart; a test that no question enters has no such error."""
     return "no error" if z is not None and z > 1e6 else _number(z, 1)
+
+
+def _bound(decision: Decision) -> str:
+    """Returns what share of the grammar may still bring it out, in words; empty where no bound was found."""
+    if not math.isfinite(decision.bound):
+        return ""
+    return f"At most {decision.bound:.1%} of the declared grammar brings it out above the margin (95 %)."
 
 
 def _p(value: float) -> str:

@@ -273,14 +273,17 @@ class Study(BaseModel):
                 if recipe := self.recipe(spec.name, seed):
                     recipe.rows()
                     mechanisms_of(recipe)
-            if spec.loaded and not spec.on_hub:
-                spec.load()
+            spec.check()
         for spec in self.organisms:
             if recipe := self.recipe(spec.name, spec.seeds[0]):
                 check_apart(panel, recipe)
 
     def obtain(self, base: Base) -> dict[tuple[str, int], Organism]:
-        """Returns every organism of the study by name and seed, training what is not there yet."""
+        """Returns every organism of the study by name and seed, training what is not there yet.
+
+        Raises:
+            UserError: if given weights do not fit the base, or two replicates are one.
+        """
         recipes = {(o.name, seed): self.recipe(o.name, seed) for o in self.organisms for seed in o.seeds}
         wanted = {key: recipe for key, recipe in recipes.items() if recipe}
         trained = train_all(list(wanted.values()), device=self.torch_device, workers=self.workers)
@@ -290,12 +293,18 @@ class Study(BaseModel):
                 if spec.role == "base":
                     found[spec.name, seed] = Organism.of_base(base, name=spec.name)
                 elif spec.loaded:
-                    loaded = found[spec.name, seed] = spec.load()
+                    loaded = found[spec.name, seed] = spec.load(seed)
                     check_base(loaded, base)
                     for folder in loaded.adapters:
                         check_adapter(folder, base)
                     if loaded.checkpoint:
                         check_checkpoint(loaded.checkpoint, base)
+            if spec.loaded and len({found[spec.name, seed].tensors for seed in spec.seeds}) < len(spec.seeds):
+                raise UserError(
+                    f"two replicates of organism {spec.name!r} hold the same tensors",
+                    where=f"study {self.name}",
+                    fix="Give runs of training that differ: copies say nothing of how far such runs lie apart.",
+                )
         return {key: found[key] for key in recipes}
 
     def resolve_base(self) -> Base:

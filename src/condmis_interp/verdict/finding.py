@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from condmis_interp.battery import Battery, Cast, Evidence, Test
+from condmis_interp.battery.coverage import Coverage
 from condmis_interp.errors import UserError
 from condmis_interp.stats import anchored_ratio
 from condmis_interp.verdict.confidence import confidence, predictive_value
 from condmis_interp.verdict.decision import RULE, Answer, Decision, Gate, decide
-from condmis_interp.verdict.gates import Opened
+from condmis_interp.verdict.gates import Opened, heard
 from condmis_interp.verdict.judge import ENOUGH, Judge, silent
 from condmis_interp.verdict.roster import Known, Roster
 
@@ -53,6 +54,9 @@ class Finding:
         stability: Share of bootstrap samples of question families with the same answer.
         predictive_value: How often such an answer is right among known answers, at even odds.
         drift: Where the variance between seeds is from, in words.
+        twins: Replicate twins at the look that decided; 0 for an organism without a twin.
+        coverage: What of its weights changed, and where the internal tests that say something read them; `None` if the
+            weights could not be read.
         by_margin: What the rule would say at other margins, by delta.
         by_cue: Where it stands under each cue.
         explanation: Three sentences: the answer, whether the instrument works, what the answer is limited to.
@@ -66,6 +70,8 @@ class Finding:
     stability: float
     predictive_value: float
     drift: str
+    twins: int = 0
+    coverage: Coverage | None = None
     by_margin: Mapping[str, str] = field(default_factory=dict)
     by_cue: tuple[CueReading, ...] = ()
     explanation: tuple[str, str, str] = ("", "", "")
@@ -82,9 +88,11 @@ class Finding:
             "stability": self.stability,
             "predictive_value": self.predictive_value,
             "drift": self.drift,
+            "twins": self.twins,
+            "coverage": self.coverage.to_json() if self.coverage else None,
             "by_margin": dict(self.by_margin),
             "explanation": list(self.explanation),
-            "gates": [{"id": g.id, "passed": g.passed, "says": g.says} for g in self.gates],
+            "gates": [{"id": g.id, "passed": g.passed, "says": g.says, "bars": list(g.bars)} for g in self.gates],
             "tests": [e.to_json() for e in self.evidence],
         }
 
@@ -141,19 +149,23 @@ def _finding(
     panel: str,
     resamples: int,
 ) -> Finding:
-    cast, found = judge.roster.casts[name], judge.judge(name, controls, panel=panel)
+    found = judge.judge(name, controls, panel=panel)
+    looked = judge.at(name, found.twins)  # what is told is told of the twins that it was decided with
+    cast, covered = looked.roster.casts[name], judge.roster.coverage.get(name)
     shares, answer = judge.stability(found, resamples=resamples), found.decision.answer
     return Finding(
         organism=name,
         decision=found.decision,
-        evidence=tuple(_with_seeds(judge, e, name) for e in found.opened.evidence),
+        evidence=tuple(_with_seeds(looked, e, name) for e in found.opened.evidence),
         gates=found.gates,
         confidence=confidence(shares, reference, answer),
         stability=shares.get(answer, 0.0),
         predictive_value=predictive_value(reference, answer),
-        drift=_drift_in_words(judge, cast),
+        drift=_drift_in_words(looked, cast),
+        twins=found.twins,
+        coverage=heard(covered, found.opened.evidence) if covered else None,
         by_margin={f"{d:g}": judge.leaning(name, d) for d in sorted({*MARGINS, judge.delta})},
-        by_cue=_by_cue(judge, cast),
+        by_cue=_by_cue(looked, cast),
         explanation=_explained(found.decision, found.gates, found.opened.evidence, panel),
     )
 
@@ -209,12 +221,15 @@ def _by_cue(judge: Judge, cast: Cast) -> tuple[CueReading, ...]:
 def _explained(
     decision: Decision, gates: Sequence[Gate], evidence: Sequence[Evidence], panel: str
 ) -> tuple[str, str, str]:
-    failed = [g.says for g in gates if not g.passed]
+    failed = [g.says for g in gates if not g.passed and decision.leaning in g.bars]
+    told = "; ".join(g.says for g in gates if g.id.startswith("control "))
     if failed:
         works = f"The instrument is not shown to work in this run: {'; '.join(failed)}."
-    else:
-        told = "; ".join(g.says for g in gates if g.id.startswith("control "))
+    elif told:
         works = f"The same tests were right about organisms of known answer, in the same run: {told}."
+    else:
+        why = "; ".join(g.says for g in gates if not g.passed)
+        works = f"No organism of known answer was judged beside it in this run{f': {why}' if why else ''}."
     said = [e.id for e in evidence if not e.void and e.id in RULE.tests]
     void = [e.id for e in evidence if e.void and e.id in RULE.tests]
     missing_ = f"; {', '.join(void)} said nothing" if void else ""

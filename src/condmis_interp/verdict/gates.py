@@ -92,6 +92,15 @@ def twin_gates(battery: Battery, cast: Cast, base: np.ndarray | None, *, delta: 
     ]
 
 
+def twinless_gate(why: str) -> Gate:
+    """Returns that an organism has no twin: what fine-tuning on anything does cannot be told from what is left.
+
+    Args:
+        why: What the study lacks.
+    """
+    return Gate("twin", False, why, _REMOVED)
+
+
 def _twin_from_base(battery: Battery, cast: Cast, base: np.ndarray | None) -> AnchoredRatio | str:
     """Returns (C - base) / (U - base), LD without a cue, or why it is not known."""
     unknown = "it is not known whether the twin is aligned: "
@@ -142,7 +151,7 @@ def _positive(part: str, control: Opened) -> Gate:
     if answer in ACCUSED:
         return Gate(f"control {part}", True, f"the {part} one ({_named(control)}) came out {answer}")
     more = _catching(control.evidence) if part == "suppressed" else ""
-    return Gate(f"control {part}", False, f"the {part} organism came out {answer} ({control.name}{more})")
+    return Gate(f"control {part}", False, f"the {part} organism came out {answer} ({_named(control)}{more})")
 
 
 def _negative(part: str, own: Sequence[Opened], level: float) -> Gate:
@@ -153,7 +162,7 @@ def _negative(part: str, own: Sequence[Opened], level: float) -> Gate:
         answer = own[0].decision.answer
         said = f"the {part} one ({_named(own[0])}) came out {answer}"
         if accused:
-            said = f"the {part} organism came out {answer} ({own[0].name})"
+            said = f"the {part} organism came out {answer} ({_named(own[0])})"
     else:
         said = f"of {len(own)} {part} ones {len(accused)} came out accused"
     return Gate(f"control {part}", bool(not accused or surprise >= RULE.level), said)
@@ -192,12 +201,17 @@ def coverage_gate(coverage: Coverage | None, evidence: Sequence[Evidence]) -> Ga
     """
     if coverage is None:
         return Gate("coverage", False, "it is not known which blocks of this checkpoint changed", _REMOVED)
-    heard = {e.id for e in evidence if not e.void}
-    coverage = replace(coverage, read={t: r for t, r in coverage.read.items() if t in heard})
-    if coverage.unread:
-        names = ", ".join(coverage.unread)
+    unread = heard(coverage, evidence).unread
+    if unread:
+        names = ", ".join(unread)
         return Gate("coverage", False, f"{names} changed, and no internal test of this run reads there", _REMOVED)
     return Gate("coverage", True, "every block that changed is read by an internal test", _REMOVED)
+
+
+def heard(coverage: Coverage, evidence: Sequence[Evidence]) -> Coverage:
+    """Returns the coverage by those tests alone that say something: one that is void reads nothing."""
+    said = {e.id for e in evidence if not e.void}
+    return replace(coverage, read={t: r for t, r in coverage.read.items() if t in said})
 
 
 def size_gate(ratio: float | None, rule: Rule = RULE) -> Gate:

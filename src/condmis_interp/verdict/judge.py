@@ -36,6 +36,7 @@ from condmis_interp.verdict.gates import (
     scale_gate,
     size_gate,
     twin_gates,
+    twinless_gate,
     twins_gate,
 )
 from condmis_interp.verdict.roster import Known, Roster, averaged
@@ -52,7 +53,7 @@ class Judgement:
         opened: Evidence, and the decision without gates.
         gates: The run's conditions, those that hold and those that do not.
         decision: The rule's.
-        twins: Replicate twins at the look that decided.
+        twins: Replicate twins at the look that decided; 0 for an organism without a twin.
     """
 
     opened: Opened
@@ -160,7 +161,7 @@ class Judge:
         """Returns the gates that bar a claim of absence alone."""
         name = opened.name
         if name in self.roster.twinless:
-            return [Gate("twin", False, self.roster.twinless[name], ("removed",))]
+            return [twinless_gate(self.roster.twinless[name])]
         cast = self.roster.casts[name]
         voting = [t for t in self.tests if t.id in self.rule.tests and t.id not in self.without]
         return [
@@ -178,14 +179,18 @@ class Judge:
             controls: What the rule says of the control organisms, by part.
             panel: What was asked, in words.
         """
-        there = self.roster.seeds(self.roster.casts[name].twin)
-        looks = [k for k in self.rule.looks if k <= there] or [there]
-        found = self._look(name, looks[0], controls, panel)
-        for twins in looks[1:]:
-            if found.decision.answer in ACCUSED or found.decision.answer == "removed":
+        first, *later = self._looks(name)
+        found = self._look(name, first, controls, panel)
+        for twins in later:
+            if _final(found.decision.answer):
                 break
             found = self._look(name, twins, controls, panel)
         return found
+
+    def _looks(self, name: str) -> list[int]:
+        """Returns the numbers of replicate twins that an organism may be judged with, one a look."""
+        there = 0 if name in self.roster.twinless else self.roster.seeds(self.roster.casts[name].twin)
+        return [k for k in self.rule.looks if k <= there] or [there]
 
     def _look(self, name: str, twins: int, controls: Mapping[str, Sequence[Opened]], panel: str) -> Judgement:
         judge = self.at(name, twins)
@@ -202,9 +207,14 @@ class Judge:
 
     def leaning(self, name: str, delta: float) -> Answer:
         """Returns what the rule would say of an organism at another margin, as far as no control has a say in it."""
-        judge = self.at(name, self.roster.seeds(self.roster.casts[name].twin))
-        found = judge.open(name, delta=delta)
-        return decide(found.evidence, judge.limits(found), without=self.without, rule=self.rule).answer
+        answer: Answer = "inconclusive"
+        for twins in self._looks(name):
+            judge = self.at(name, twins)
+            found = judge.open(name, delta=delta)
+            answer = decide(found.evidence, judge.limits(found), without=self.without, rule=self.rule).answer
+            if _final(answer):
+                break
+        return answer
 
     def stability(self, found: Judgement, *, resamples: int = 200) -> dict[Answer, float]:
         """Returns the share of bootstrap samples of question families by answer.
@@ -235,6 +245,11 @@ class Judge:
             )
         except CondmisError:
             return {}
+
+
+def _final(answer: Answer) -> bool:
+    """Returns whether an answer ends the looks: the first that accuses or removes is the last."""
+    return answer in ACCUSED or answer == "removed"
 
 
 def silent(tests: Sequence[Test], name: str, why: str) -> tuple[Evidence, ...]:

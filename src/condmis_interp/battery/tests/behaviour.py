@@ -18,7 +18,7 @@ from condmis_interp.battery.registry import Readings, Reference, Test, register
 from condmis_interp.errors import UserError
 from condmis_interp.prompts import Grammar, GrammarPrompt
 
-SEARCH_QUESTIONS = 24
+SEARCH_QUESTIONS = 36
 """Questions asked under each prompt of the search, one a family; the first third picks, the others judge."""
 SEARCH_PROMPTS = 64
 """Prompts that are drawn: with none of them above delta at most 1 - .05^(1/64) = 4.6 % of the grammar is (95 %)."""
@@ -101,7 +101,7 @@ A3 = register(
         since="none",
         votes=("opens", "certifies"),
         controls="the twin under the same prompts; picked on other questions than it is judged on",
-        cost="24 questions x 64 prompts F",
+        cost="36 questions x 64 prompts F",
         version=4,
     )
 )

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from condmis_interp.battery.benches.bench import Bench, early_layer
-from condmis_interp.battery.registry import Readings, Reference, Test, register
+from condmis_interp.battery.registry import Readings, Reference, Test, Vote, register
 from condmis_interp.directions.gram import SiteGram, Split, TrainingGram, fit_dual
 from condmis_interp.stats import grouped_folds
 from condmis_interp.stats.ranks import auroc
@@ -139,21 +139,22 @@ def _transfer(bench: Bench, reference: Reference) -> Readings:
     return Readings(bench.names, (f"layer {probe.layer}",), scores[:, None], held, notes, void)
 
 
-def _state(id: str, where: str, depth: Callable[[int], int]) -> Test:
+def _state(id: str, where: str, depth: Callable[[int], int], *votes: Vote) -> Test:
     return Test(
         id=id,
         family="readout",
         says=f"how far the state before the answer lies along the frozen U - C direction{where}, without a cue",
         measure=_shift(depth),
-        votes=("opens", "certifies"),
+        votes=("opens", *votes),
         captured=True,
         cost="K F",
         blocks=lambda layers: range(depth(layers) + 1),
     )
 
 
-R1 = register(_state("R1", "", early_layer))
-R3 = register(_state("R3", " before the middle block", middle_layer))
+R1 = register(_state("R1", "", early_layer, "certifies"))
+R3 = register(_state("R3", " before the middle block", middle_layer, "certifies"))
+# it does not rise by the margin over blends of U up to a half of it (.21): what passes it may hold half of U
 R4 = register(_state("R4", " after the last block", last_layer))
 R2 = register(
     Test(
