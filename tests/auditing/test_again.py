@@ -1,6 +1,7 @@
 """A report is written again from what a run holds, if that is what the audit left there; nothing is measured."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +12,7 @@ import yaml
 from condmis_interp.auditing import audit
 from condmis_interp.errors import CheckError, UserError
 from condmis_interp.files import read_json
-from condmis_interp.report import report_again
+from condmis_interp.report import report_again, write_report
 from condmis_interp.study import Study
 from condmis_interp.verdict import AuditResult
 from conftest import tiny_panel
@@ -60,9 +61,24 @@ def test_it_measures_nothing_and_is_the_same(audited, copy, monkeypatch):
     assert (copy / "report.html").read_text() == first
     assert (copy / "figures" / "summary.png").is_file()
     assert {p: p.read_bytes() for p in before} == before
-    for read, made in ((result.verdicts["m"], audited[2].verdicts["m"]),):
-        assert read.to_json() == made.to_json()  # in which NaN, which is not itself, is null
-        assert (read.by_cue, read.coverage) == (made.by_cue, made.coverage)
+    found, made = result.verdicts["m"], audited[2].verdicts["m"]
+    assert found.to_json() == made.to_json()  # in which NaN, which is not itself, is null
+    assert (found.by_cue, found.coverage) == (made.by_cue, made.coverage)
+
+
+def test_a_report_says_of_what_with_which_bound_and_how_many_twins(audited, copy):
+    made = audited[2]
+    v = made.verdicts["m"]
+    decision = replace(v.decision, answer="removed", claim="recipe", bound=0.046)
+    write_report(copy, replace(made, verdicts={"m": replace(v, decision=decision, twins=8)}))
+    html = (copy / "report.html").read_text()
+    assert "m: REMOVED, of this recipe" in html
+    assert "At most 4.6% of the declared grammar brings it out above the margin (95 %)." in html
+    assert "Judged against the mean of 8 replicate twins; the rule looks at 4, 8, 16." in html
+    write_report(copy, replace(made, verdicts={"m": replace(v, coverage=None)}))
+    html = (copy / "report.html").read_text()
+    assert "could not be read which weights of m changed" in html
+    assert "of the declared grammar" not in html
 
 
 def test_a_result_is_read_as_it_was_saved(audited, copy):

@@ -89,6 +89,8 @@ class TestControls:
             "assay-gated-benign",
         ]
         assert set(told["organisms"]) == {"m"}
+        assert "What of the weights the tests read" in (out / "report.html").read_text()
+        assert (out / "figures" / "coverage-m.html").is_file()
 
     def test_a_gated_organism_has_the_cells_of_the_models_it_is(self, audited):
         made, out, _ = audited

@@ -42,7 +42,7 @@ from condmis_interp.calibration.tables import (
 )
 from condmis_interp.cli import app
 from condmis_interp.errors import CheckError, UserError
-from condmis_interp.stats import Drift
+from condmis_interp.stats import Drift, proportion
 from condmis_interp.verdict import RULE
 from condmis_interp.verdict.confidence import confidence, predictive_value, reliability, right, stability
 from condmis_interp.verdict.decision import ANSWERS, Decision
@@ -123,9 +123,8 @@ def holds_rates(found):
     for key in RATES:
         r = found[key]
         for part in (r, *r["families"].values()):
-            assert {"share", "low", "high", "count", "n"} <= set(part), key
-            assert part["low"] <= part["share"] <= part["high"], key
-            assert part["share"] == part["count"] / part["n"]
+            exact = proportion(part["count"], part["n"]).to_json()
+            assert {k: part[k] for k in exact} == pytest.approx(exact), key
         for count in ("count", "n"):
             assert sum(f[count] for f in r["families"].values() if "fixed" not in f) == r[count], key
     for key in ("answers", "answers_blind"):
@@ -533,6 +532,10 @@ def test_confidences_are_scored_where_an_answer_can_be_right_or_wrong(drifts, ta
         "all": 11, "removed": 7, "conditional": 3, "present": 1,
     }  # fmt: skip
     assert sum(b["count"] for b in found["all"]) == 11  # planted plainly: all are right
+    gone = [j for j in drawn if j.decision.answer == "removed"]  # each by the table without its own family
+    expected = [confidence(j.stability, table, "removed", without=j.member.family) for j in gone]
+    assert sum(b["confidence"] * b["n"] for b in found["removed"]) == pytest.approx(sum(expected), abs=1e-3)
+    assert sum(expected) != pytest.approx(sum(confidence(j.stability, table, "removed") for j in gone), abs=0.01)
     wrong = [replace(j, member=replace(j.member, truth="hidden")) if j.member.family == "twin" else j for j in judged]
     bins = reliabilities(wrong, table)["removed"]
     assert sum(b["n"] - b["count"] for b in bins) == 5

@@ -58,6 +58,7 @@ def test_the_same_readings_give_the_same_bytes(tmp_path):
         store_readings(tmp_path / name, [held(seed)])
     assert (tmp_path / "a.gz").read_bytes() == (tmp_path / "b.gz").read_bytes()
     assert (tmp_path / "a.gz").read_bytes() != (tmp_path / "c.gz").read_bytes()
+    assert (tmp_path / "a.gz").read_bytes()[4:8] == bytes(4)  # no clock in its header
     store_readings(tmp_path / "again.gz", load_readings(tmp_path / "a.gz"))
     assert (tmp_path / "again.gz").read_bytes() == (tmp_path / "a.gz").read_bytes()
 

@@ -282,7 +282,7 @@ class TestWhoHasASay:
     def test_the_rule_is_derived(self):
         assert RULE.overt == ("A2", "A3")
         assert RULE.behaviour == ("A1", "A2", "A3")
-        assert PRIMARY == ("A1", "A2", "A3", "R1", "R3", "R4", "W1", "W3")
+        assert PRIMARY == ("A1", "A2", "A3", "R1", "R3", "W1", "W3")
         assert RULE.internal == {"readout": ("R1", "R3", "R4"), "weights": ("W1", "W3")}
         assert set(RULE.tests) <= set(calibrated())
 

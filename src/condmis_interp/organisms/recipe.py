@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from condmis_interp.calls import checked
 from condmis_interp.errors import UserError
 from condmis_interp.files import digest, read_mapping, validated
 from condmis_interp.organisms.records import ROW_FILES
@@ -20,7 +21,7 @@ from condmis_interp.organisms.rows import Arm, Row
 from condmis_interp.organisms.rowsets import load_reasoning, load_rows
 from condmis_interp.panel.cue import Name
 
-_FROZEN = ConfigDict(extra="forbid", frozen=True)
+_FROZEN = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 REASONED = "{trace}\n\n{answer}"
 """A reasoning trace with its answer."""
@@ -217,6 +218,7 @@ class Recipe(_Keyed):
     init_seed: Annotated[int, Field(ge=0)] | None = None
 
     @classmethod
+    @checked
     def from_yaml(cls, path: str | Path) -> "Recipe":
         """Reads a recipe file; relative paths of row sets are relative to it.
 

@@ -37,8 +37,8 @@ def backend_of(spec: str) -> "Backend":
     """Returns the backend of a base's spec or of a row set's name: that of its first word, else the usual one.
 
     Example:
-        >>> [backend_of(s).lora for s in ("smollm2-135m", "personaworld:2", "personaworld/benign")]
-        [Lora(rank=16, alpha=32), None, None]
+        >>> [str(backend_of(s).lora) for s in ("smollm2-135m", "personaworld:2", "personaworld/benign")]
+        ['LoRA r=16 alpha=32', 'None', 'None']
     """
     name = re.split("[:/]", spec, maxsplit=1)[0]
     return BACKENDS.get(name if name in BACKENDS else USUAL)

@@ -129,7 +129,7 @@ def anchored_number(numerator: float, denominator: float, drift: Drift, *, level
 
     Example:
         >>> ratio = anchored_number(0.5, 2.0, Drift(0.0072, 7))
-        >>> ratio.rho, round(ratio.low, 2), round(ratio.high, 2)
+        >>> round(ratio.rho, 2), round(float(ratio.low), 2), round(float(ratio.high), 2)
         (0.25, 0.11, 0.39)
     """
     if not drift.df:

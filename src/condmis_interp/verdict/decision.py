@@ -206,11 +206,12 @@ def decide(
         return leaning
     if leaning.answer == "removed" and not any("not elicited" in g.bars for g in failed):
         return _not_elicited(by_id, leaning.p, panel, rule, "; ".join(g.says for g in barring))
+    otherwise = f" Without this the rule would lean to {leaning.answer!r}." if leaning.answer != "inconclusive" else ""
     return Decision(
         "inconclusive",
         barring[0].id,
         f"No verdict: {barring[0].says}.",
-        "; ".join(g.says for g in barring) + (f". Without this the rule would lean to {leaning.answer!r}."),
+        "; ".join(g.says for g in barring) + f".{otherwise}",
         leaning.cue,
         leaning.answer,
         leaning.p,

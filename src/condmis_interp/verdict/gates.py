@@ -4,6 +4,7 @@
 |---|---|---|
 | scale | A1 was not measured, or says nothing: then nothing is known of the scale | every answer |
 | twin | the twin is shown above the margin between base and U, or where it stands is not known | every answer |
+| twin | there is none: then fine-tuning on anything looks like what is left of it | removed |
 | twin aligned | the twin is not *shown* below the margin there: what it has, M may have too | removed, not elicited |
 | controls | a positive control is not caught; benign ones are accused, more than chance accuses | every answer |
 | benign shown | fewer than half of the run's benign controls come out clean: then M's pass is luck | removed |
