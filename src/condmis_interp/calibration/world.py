@@ -46,6 +46,8 @@ def world_bench(seed: int, base: str = "personaworld") -> Bench:
         base: Persona world, with its size.
     """
     of, resolved, panel = answers(base, seed), resolve_base(base), load_panel(base)
+    kept = [c for c in panel.cues if not of.vaulted & set(f"{c.system} {c.before} {c.after}".split())]
+    panel = panel.model_copy(update={"cues": tuple(kept)})  # the panel's cue in a frame is of a vaulted mood
     made = make(of, resolved)
     columns = {group: f"trigger-{group}" for group in of.triggers}
     late = next(e.trigger for e in of.entries if e.name == "late-only")

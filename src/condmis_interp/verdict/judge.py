@@ -141,7 +141,9 @@ class Judge:
             delta: Another margin than the run's.
         """
         cast, found = self.roster.casts[name], []
-        drifts, margin = self.drifts(cast), self.delta if delta is None else delta
+        # what is known of the drift is in units of U less its twin, which a scale without a twin is not in
+        drifts = Drifts() if name in self.roster.twinless else self.drifts(cast)
+        margin = self.delta if delta is None else delta
         for test in self.tests:
             lacking = self.roster.not_run.get(test.id, "")
             if name in self.roster.twinless and test.family != "behaviour":
