@@ -50,10 +50,11 @@ def forest(finding: Finding, *, delta: float) -> go.Figure:
     )
     for x, colour, dash, text in marks:
         line = {"color": colour, "width": 1.2, "dash": dash}
-        label = {"text": text, "font": {"color": colour, "size": 12}}
+        # the margin stands a line higher: on a narrow page it would lie over the twin
+        label = {"text": text, "font": {"color": colour, "size": 12}, "yshift": 15 if x == delta else 0}
         figure.add_vline(x=x, line=line, annotation=label, annotation_position="top")
     theme.styled(figure, x="rho", y="", height=150 + 30 * max(len(rows), 2))
-    figure.update_layout(margin={"t": 34})
+    figure.update_layout(margin={"t": 46})
     figure.update_yaxes(
         tickvals=list(range(len(rows))),
         ticktext=[r[0] for r in reversed(rows)],
