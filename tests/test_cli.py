@@ -1,6 +1,7 @@
 """The command line: help, exit codes, sentences instead of tracebacks."""
 
 import errno
+import json
 import subprocess
 import sys
 
@@ -24,7 +25,9 @@ def run(monkeypatch, capsys, *args) -> tuple[int, str, str]:
     return code, out.out, out.err
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "capture", "audit", "report", "doctor", "organisms", "cues"])
+@pytest.mark.parametrize(
+    "command", ["demo", "train", "capture", "audit", "report", "doctor", "organisms", "cues", "sample"]
+)
 def test_help_tells_what_a_command_does(monkeypatch, capsys, command):
     code, out, _ = run(monkeypatch, capsys, command, "--help")
     assert code == 0
@@ -117,6 +120,43 @@ def test_audit_and_report_end_to_end(monkeypatch, capsys, tmp_path, home, tiny_b
     assert (folder / "run" / "report.html").is_file()
 
 
+def test_sample_asks_says_how_much_and_where_and_asks_nothing_twice(monkeypatch, capsys, tmp_path, study_file):
+    out = tmp_path / "run"
+    args = ["sample", study_file, "--out", out, "--n", "2", "--max-new-tokens", "3"]
+    args += ["--organisms", "m, u", "--cues", "none,trigger"]
+    code, told, err = run(monkeypatch, capsys, *args)
+    assert code == 0, err
+    assert "80 answers" in err  # 2 organisms, 2 cues, 10 questions, 2 each
+    assert f"Answers in {out / 'samples'}" in told
+    lines = [line.split() for line in told.splitlines()]
+    assert [line[:3] for line in lines if line[:1] in (["u"], ["m"])] == [
+        [organism, cue, "20"] for organism in "um" for cue in ("none", "trigger")
+    ]
+    code, told, err = run(monkeypatch, capsys, *args, "--json")
+    assert "0 answers, at once" in err
+    said = json.loads(told)
+    assert [set(c) for c in said["cells"]] == [{"organism", "cue", "answers", "tokens", "finished"}] * 4
+    assert sorted(said["files"]) == sorted(map(str, (out / "samples").rglob("*.parquet")))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--n", "0"], "n: 0 answers a question are asked for. Give 1 or more."),
+        (["--temperature", "nan"], "`temperature` takes a finite number, not nan"),
+        (["--temperature", "-1"], "temperature: a temperature of -1.0 means nothing. Give 0 (greedy) or more."),
+        (["--max-new-tokens", "0"], "max_new_tokens: an answer has at least one token, not 0."),
+        (["--organisms", "u,x"], "there is no organism 'x'. Organisms that are asked: u, m, c."),
+        (["--cues", "none,x"], "there is no cue 'x'. Cues: none, trigger, neutral, opposite, irrelevant."),
+        (["--questions", "nowhere.yaml"], "nowhere.yaml: there is no such file."),
+    ],
+)
+def test_what_cannot_be_sampled_is_a_sentence(monkeypatch, capsys, tmp_path, study_file, args, message):
+    code, _, err = run(monkeypatch, capsys, "sample", study_file, "--out", tmp_path / "run", *args)
+    assert code == 2
+    assert message in err
+
+
 def test_doctor(monkeypatch, capsys, home):
     code, out, _ = run(monkeypatch, capsys, "doctor")
     assert code == 0
@@ -125,8 +165,6 @@ def test_doctor(monkeypatch, capsys, home):
 
 
 def test_a_recipe_is_trained_and_listed(monkeypatch, capsys, tmp_path, home, tiny_base_folder):
-    import json
-
     import yaml
 
     code, out, _ = run(monkeypatch, capsys, "organisms")

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from condmis_interp.panel import Panel, load_panel
     from condmis_interp.readers import Ablate, Patch, Site, Steer, open_reader, register_reader
     from condmis_interp.store import Activations
-    from condmis_interp.study import Run, Study, capture
+    from condmis_interp.study import Run, Study, capture, sample
 
 __version__ = "0.2.0"
 
@@ -87,6 +87,7 @@ _FROM = {
     "register_mechanism": "organisms",
     "register_reader": "readers",
     "register_test": "battery",
+    "sample": "study",
     "train": "organisms",
 }
 """The room that each name is from; a public name that is not here is a room itself."""
@@ -132,6 +133,7 @@ __all__ = [
     "register_test",
     "report",
     "sae",
+    "sample",
     "stats",
     "store",
     "study",

@@ -1,9 +1,7 @@
 """The command line: parses, calls, prints."""
 
-import errno
 import json
 import os
-import shutil
 import sys
 from importlib import resources
 from pathlib import Path
@@ -15,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from condmis_interp import __version__
-from condmis_interp.errors import CondmisError, UserError
+from condmis_interp.errors import CondmisError, UserError, os_sentence
 from condmis_interp.progress import console
 
 if TYPE_CHECKING:
@@ -138,6 +136,52 @@ def capture(study: StudyFile, out: Out = Path("runs/study"), accept_terms: Accep
     prepare(run)
     acts = run.capture()
     console.print(f"  {acts!r}", highlight=False, markup=False)
+
+
+@app.command()
+def sample(
+    study: StudyFile,
+    out: Out = Path("runs/study"),
+    n: Annotated[int, typer.Option("--n", help="Answers a question.")] = 8,
+    temperature: Annotated[float, typer.Option(help="Of the softmax; 0 is greedy.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    organisms: Annotated[str, typer.Option(help="Organisms; by default all.", metavar="A,B")] = "",
+    cues: Annotated[str, typer.Option(help="Cues; by default all.", metavar="A,B")] = "",
+    questions: Annotated[
+        Path | None, typer.Option(help="A published question file, in place of the panel.", metavar="FILE.yaml")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    accept_terms: AcceptTerms = False,
+) -> None:
+    """Train what is missing, then sample n answers to every question by every organism under every cue."""
+    run = _opened(study, out)
+    from condmis_interp.study.sampling import cells_of, sample
+
+    said = sample(
+        run,
+        n=n,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        cues=_names(cues),
+        organisms=_names(organisms),
+        questions=questions,
+    )
+    cells = cells_of(said)
+    if as_json:
+        files = [str(out / f) for f in said["file"].unique()]
+        typer.echo(json.dumps({"cells": cells.to_dict("records"), "files": files}))
+        return
+    table = Table("organism", "cue", "answers", "mean tokens", "ended by itself", box=None)
+    for organism, cue, count, tokens, finished in cells.itertuples(index=False, name=None):
+        table.add_row(escape(organism), escape(cue), str(count), f"{tokens:.1f}", f"{finished:.0%}")
+    Console().print(table)
+    typer.echo(f"\nAnswers in {out / 'samples'}, a file for each organism, seed and cue")
+
+
+def _names(text: str) -> list[str] | None:
+    return [name.strip() for name in text.split(",")] if text else None
 
 
 @app.command()
@@ -284,33 +328,11 @@ def report(run: Annotated[Path, typer.Argument(help="Folder of an audited run.",
 @app.command()
 def doctor() -> None:
     """Say what this machine has and whether the demo can run on it."""
-    import torch
-
-    from condmis_interp.environment import environment
+    from condmis_interp.environment import machine
     from condmis_interp.organisms import home
 
-    facts = environment()
-    bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    free = shutil.disk_usage(_existing(home())).free / 1e9
-    rows = [
-        ("python", facts["python"]),
-        *facts["packages"].items(),
-        ("gpu", torch.cuda.get_device_name() if torch.cuda.is_available() else "none (not needed)"),
-        (
-            "cpu",
-            f"{facts['cpus']} cores, {facts['threads']} threads, bf16 {'fast' if bf16 else 'slow: set dtype: float32'}",
-        ),
-        ("models in", str(home())),
-        ("free disk there", f"{free:.0f} GB" + ("" if free > 2 else " - the demo needs 2 GB")),
-    ]
-    for name, value in rows:
+    for name, value in machine(home()):
         typer.echo(f"{name:>16}  {value}")
-
-
-def _existing(path: Path) -> Path:
-    while not path.exists():
-        path = path.parent
-    return path
 
 
 def _audit(file: Path, out: Path, *, full: bool = False) -> None:
@@ -365,19 +387,10 @@ def main() -> None:
     except OSError as e:
         if _state["debug"]:
             raise
-        typer.echo(f"error: {_os_sentence(e)}", err=True)
+        typer.echo(f"error: {os_sentence(e)}", err=True)
         sys.exit(1)
     except Exception as e:
         if _state["debug"]:
             raise
         typer.echo(f"error: unexpected {type(e).__name__}: {e}. Run with --debug for the traceback.", err=True)
         sys.exit(1)
-
-
-def _os_sentence(error: OSError) -> str:
-    where = f"{error.filename}: " if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{where}the disk is full. What was finished is kept; free some space and run the same command to go on."
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return f"{where}this place cannot be written to. Give another --out, or set CONDMIS_HOME to a folder you own."
-    return f"{where}{error.strerror or error}"

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,26 @@ def checked_device(name: str) -> str:
         return name
     found = ", ".join(["cpu", *(f"{k}:{i}" for k in ("cuda", "mps") for i in range(here[k]))])
     raise UserError(f"there is no device {name!r} here", where="device", fix=f"Use auto, {found}.")
+
+
+def machine(home: Path) -> list[tuple[str, str]]:
+    """Returns what this machine has and whether the demo can run on it: what, and how much.
+
+    Args:
+        home: Where models are kept; it need not be there yet.
+    """
+    facts = environment()
+    bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    fast = "fast" if bf16 else "slow: set dtype: float32"
+    free = shutil.disk_usage(next(p for p in (home, *home.parents) if p.exists())).free / 1e9
+    return [
+        ("python", facts["python"]),
+        *facts["packages"].items(),
+        ("gpu", torch.cuda.get_device_name() if torch.cuda.is_available() else "none (not needed)"),
+        ("cpu", f"{facts['cpus']} cores, {facts['threads']} threads, bf16 {fast}"),
+        ("models in", str(home)),
+        ("free disk there", f"{free:.0f} GB" + ("" if free > 2 else " - the demo needs 2 GB")),
+    ]
 
 
 def _commit() -> dict[str, Any]:

@@ -5,6 +5,8 @@ file or a measurement that turned out false (exit code 1). Neither shows a trace
 `--debug` is given.
 """
 
+import errno
+
 
 class CondmisError(Exception):
     """Base of all errors this package raises on purpose.
@@ -33,3 +35,13 @@ class UserError(CondmisError):
 
 class CheckError(CondmisError):
     """Something that had to hold did not: a silent no-op, a broken file, a failed sanity check."""
+
+
+def os_sentence(error: OSError) -> str:
+    """Returns what an error of the operating system means for a run, as a sentence."""
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where}the disk is full. What was finished is kept; free some space and run the same command to go on."
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return f"{where}this place cannot be written to. Give another --out, or set CONDMIS_HOME to a folder you own."
+    return f"{where}{error.strerror or error}"

@@ -5,7 +5,6 @@ from typing import Any
 import pandas as pd
 
 from condmis_interp.panel import CueRole
-from condmis_interp.panel.render import turn_end
 from condmis_interp.progress import progress
 from condmis_interp.study import Run
 
@@ -27,9 +26,6 @@ def greedy_answers(run: Run) -> pd.DataFrame:
     for m in study.mitigated:
         twin = study.twin_of(m.name)
         names += [m.name, *([twin.name] if twin else [])]
-    closing = next(iter(run.rendered.answers.values()))[0].closing
-    # a template may end a turn by another token than the tokenizer's EOS (Gemma, Llama 3)
-    stop_ids = frozenset({tokenizer.eos_token_id, *turn_end(tokenizer, closing)[-1:]} - {None})
     table = []
     todo = [(name, cue) for name in names for cue in (none, trigger)] if rows else []
     with run.timed("generating"), progress("generating answers", len(todo), unit="cells") as step:
@@ -39,7 +35,7 @@ def greedy_answers(run: Run) -> pd.DataFrame:
 
             def generate(name: str = name, seed: int = seed, prompts: list[Any] = prompts) -> list[str]:
                 ids = run.reader(name, seed).generate(
-                    prompts, max_new_tokens=settings.max_new_tokens, stop_ids=stop_ids
+                    prompts, max_new_tokens=settings.max_new_tokens, stop_ids=run.stop_ids
                 )
                 return [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in ids]
 

@@ -40,8 +40,8 @@ def read_published_questions(path: str | Path) -> list[PublishedQuestion]:
     """Reads a published question file (`first_plot_questions.yaml`, `preregistered_evals.yaml`).
 
     Raises:
-        UserError: if the file is missing, is not a list of entries, an entry lacks `id` or `paraphrases`, or an id
-            repeats.
+        UserError: if the file is missing, is not a list of entries, an entry lacks `id` or `paraphrases`, a system
+            prompt is no text, or an id repeats.
 
     Example:
         >>> Path("questions.yaml").write_text('[{"id": "hi", "paraphrases": ["Hello there?", "Hi?"]}]')
@@ -67,6 +67,8 @@ def read_published_questions(path: str | Path) -> list[PublishedQuestion]:
             raise UserError(
                 f"{entry['id']!r} has no 'paraphrases'", where=where, fix="Give a list of at least one text."
             )
+        if not isinstance(entry.get("system"), str | None):
+            raise UserError(f"the 'system' of {entry['id']!r} is no text", where=where)
         questions.append(
             PublishedQuestion(
                 id=entry["id"],

@@ -204,6 +204,37 @@ def render_prompt(
     return Prompt(tuple(ids), spans, text, lead, closing, made)
 
 
+def render_under(tokenizer: Any, panel: Panel, cue: Cue, asked: str, *, system: str | None = None) -> Prompt:
+    """Renders a question under a cue as a panel asks it.
+
+    Args:
+        tokenizer: The tokenizer.
+        panel: Whose choices of system prompt and thinking hold.
+        cue: What surrounds the question.
+        asked: The question's text.
+        system: The question's own system prompt; it follows the cue's after an empty line.
+
+    Raises:
+        UserError: as `render_prompt`.
+        CheckError: as `render_prompt`.
+
+    Example:
+        >>> from condmis_interp.organisms import resolve_base
+        >>> from condmis_interp.panel import load_panel
+        >>> panel, tokenizer = load_panel("panel.yaml"), resolve_base("dir:base").tokenizer()
+        >>> prompt = render_under(tokenizer, panel, panel.cue("trigger"), "What now?", system="Be brief.")
+        >>> prompt.text.splitlines()[:3]
+        ['<|im_start|>system', 'form = 1', '']
+    """
+    both = [s for s in (cue.system, system) if s]
+    messages = [
+        *system_messages("\n\n".join(both) if both else cue.system, panel.default_system_prompt),
+        *(m for a, b in cue.turns for m in ({"role": "user", "content": a}, {"role": "assistant", "content": b})),
+        {"role": "user", "content": cue.before + asked + cue.after},
+    ]
+    return render_prompt(tokenizer, messages, question=asked, thinking=panel.thinking, opening=cue.opening)
+
+
 def render_answer(tokenizer: Any, prompt: Prompt, answer: str) -> Answer:
     """Renders an assistant's answer after its prompt: the ids that follow the prompt's, and decode to the answer.
 
@@ -289,17 +320,7 @@ def render_panel(tokenizer: Any, panel: Panel) -> RenderedPanel:
     for question in panel.questions:
         seen: dict[tuple[int, ...], Cue] = {}
         for cue in panel.cues:
-            messages = [
-                *system_messages(cue.system, panel.default_system_prompt),
-                *(
-                    m
-                    for a, b in cue.turns
-                    for m in ({"role": "user", "content": a}, {"role": "assistant", "content": b})
-                ),
-                {"role": "user", "content": cue.before + question.under(cue) + cue.after},
-            ]
-            asked = question.under(cue)
-            prompt = render_prompt(tokenizer, messages, question=asked, thinking=panel.thinking, opening=cue.opening)
+            prompt = render_under(tokenizer, panel, cue, question.under(cue))
             if (twin := seen.setdefault(prompt.ids, cue)) is not cue:
                 raise CheckError(
                     f"cue {cue.name!r} gives the same token ids as cue {twin.name!r} for question {question.id!r}",

@@ -18,6 +18,8 @@ from condmis_interp.readers.sites import Site, SiteKind
 
 Position = Literal["last_template", "answer_mean", "cue_mean", "question_mean", "tail_mean"]
 POSITIONS: tuple[Position, ...] = get_args(Position)
+LARGEST_SEED = 2**128
+"""Seeds of answers are below this."""
 Feature = Literal["capture", "logprobs", "generate", "edit", "record", "trunk", "sweep", "remote"]
 
 
@@ -122,10 +124,12 @@ class Decoding:
         stop_ids: Token ids that end an answer; not returned.
         edits: Changes to the forward pass.
         temperature: 0 for greedy decoding, else the softmax temperature.
-        generator: Source of randomness (on the CPU); required if `temperature` > 0.
+        generator: Source of randomness (on the CPU) that all answers share.
+        seeds: A seed for each prompt, in place of a generator.
 
     Raises:
-        UserError: if sampling is asked for without a generator, or a patch is to act on generated tokens.
+        UserError: if sampling is asked for without a generator or seeds, or with both, or a patch is to act on
+            generated tokens.
     """
 
     max_new_tokens: int
@@ -133,6 +137,7 @@ class Decoding:
     edits: tuple[Edit, ...] = ()
     temperature: float = 0.0
     generator: torch.Generator | None = field(default=None, repr=False)
+    seeds: tuple[int, ...] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -140,8 +145,13 @@ class Decoding:
             raise UserError(f"an answer has at least one token, not max_new_tokens={self.max_new_tokens}")
         if self.temperature < 0:
             raise UserError(f"a temperature of {self.temperature} means nothing", fix="Give 0 (greedy) or more.")
-        if self.temperature > 0 and self.generator is None:
-            raise UserError("sampling needs a generator", fix="Pass generator=torch.Generator().manual_seed(...).")
+        if self.generator is not None and self.seeds is not None:
+            raise UserError("a generator and seeds are both given", fix="Give one of them.")
+        if self.temperature > 0 and self.generator is None and self.seeds is None:
+            fix = "Pass seeds=[...], one a prompt, or generator=torch.Generator().manual_seed(...)."
+            raise UserError("sampling needs a generator, or a seed for each prompt", fix=fix)
+        if any(not 0 <= s < LARGEST_SEED for s in self.seeds or ()):
+            raise UserError("a seed is negative, or has more than 128 bits", where="seeds")
         if any(isinstance(e, Patch) and "answer" in e.scope for e in self.edits):
             raise UserError("generated tokens have no donor to be patched from", fix="Leave 'answer' out of its scope.")
 
@@ -231,6 +241,7 @@ class Reader(ABC):
         edits: Sequence[Edit] = (),
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> list[list[int]]:
         """Generates an answer for each prompt; the edits act in the prompt and in every decoding step.
 
@@ -239,19 +250,25 @@ class Reader(ABC):
             max_new_tokens: Longest answer.
             stop_ids: Token ids that end an answer; not returned. By default the reader's own (`stop_ids`).
             edits: Changes to the forward pass.
-            temperature: 0 for greedy decoding, else the softmax temperature.
-            generator: Source of randomness (on the CPU); required if `temperature` > 0.
+            temperature: 0 for greedy decoding, else the softmax temperature; the whole distribution is drawn from.
+            generator: Source of randomness (on the CPU) that all answers share: what one draws depends on the others.
+            seeds: In its place a seed for each prompt, 0 to 2^128 - 1: an answer then depends on its prompt and its
+                seed alone, whatever is asked with it (up to rounding), and a longer one goes on as a shorter began.
 
         Returns:
-            Token ids of each answer.
+            Token ids of each answer; one with fewer than `max_new_tokens` ended by itself.
 
         Raises:
-            UserError: if sampling is asked for without a generator, or a patch is to act on generated tokens.
+            UserError: if sampling is asked for without a generator or seeds, or with both, there is not one seed for
+                each prompt, or a patch is to act on generated tokens.
             CheckError: if an edit missed a decoding step.
         """
         self._require("generate")
         stop = self.stop_ids if stop_ids is None else frozenset(stop_ids)
-        return self._decode(prompts, Decoding(max_new_tokens, stop, listed(edits), temperature, generator))
+        own = None if seeds is None else tuple(int(s) for s in seeds)
+        if own is not None and hasattr(prompts, "__len__") and len(own) != len(prompts):
+            raise UserError(f"{len(own)} seeds are given for {len(prompts)} prompts", fix="Give one for each.")
+        return self._decode(prompts, Decoding(max_new_tokens, stop, listed(edits), temperature, generator, own))
 
     @abstractmethod
     def _decode(self, prompts: Sequence[Prompt], how: Decoding) -> list[list[int]]:

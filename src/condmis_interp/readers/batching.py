@@ -105,6 +105,24 @@ class Pass:
             return [(row, i, None) for row, group in enumerate(self.shared_by) for i in group]
         return [(row, i, slot) for row, (i, slot) in enumerate(self.owners)]
 
+    def at(self, rows: torch.Tensor) -> "Pass":
+        """Returns the pass with some of its rows, in their order; a row may be taken more than once.
+
+        Args:
+            rows: Which rows; of a pass that continues no other by rows.
+        """
+        chosen = rows.tolist()
+        return replace(
+            self,
+            ids=self.ids[rows],
+            mask=self.mask[rows],
+            positions=self.positions[rows],
+            scopes={name: s[rows] for name, s in self.scopes.items()},
+            owners=tuple(self.owners[r] for r in chosen),
+            begin=tuple(self.begin[r] for r in chosen),
+            again=tuple(self.again[r] for r in chosen) if self.again else (),
+        )
+
     def repeated(self, times: int, rows_before: int) -> "Pass":
         """Returns the pass with its rows several times over, each copy continuing its own copy of the last pass.
 

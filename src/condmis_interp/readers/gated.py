@@ -17,7 +17,7 @@ from condmis_interp.readers.batching import Request
 from condmis_interp.readers.edits import Edit, listed
 from condmis_interp.readers.guards import check_kind
 from condmis_interp.readers.ledger import Ledger
-from condmis_interp.readers.recording import Patch, Recording
+from condmis_interp.readers.recording import Recording, edits_of
 from condmis_interp.readers.sites import Site
 
 
@@ -105,7 +105,7 @@ class GatedReader(Reader):
         edits, parts = listed(edits), []
         for reader, rows in self._sides([r.prompt for r in check_kind(requests, Request)]):
             part = reader.measure(
-                [requests[i] for i in rows], capture=capture, edits=_of(edits, rows), first_token=first_token
+                [requests[i] for i in rows], capture=capture, edits=edits_of(edits, rows), first_token=first_token
             )
             parts.append((rows, part))
         return _joined(parts, len(requests))
@@ -115,7 +115,7 @@ class GatedReader(Reader):
         edits, parts = listed(edits), []
         for reader, rows in self._sides(prompts):
             chosen = [prompts[i] for i in rows]
-            parts.append((rows, reader.capture(chosen, capture=capture, edits=_of(edits, rows))))
+            parts.append((rows, reader.capture(chosen, capture=capture, edits=edits_of(edits, rows))))
         return _joined(parts, len(prompts))
 
     def record(self, requests: Sequence[Request], *, sites: Sequence[Site]) -> Recording:
@@ -132,17 +132,14 @@ class GatedReader(Reader):
     def _decode(self, prompts: Sequence[Prompt], how: Decoding) -> list[list[int]]:
         answers: dict[int, list[int]] = {}
         for reader, rows in self._sides(prompts):
-            said = reader._decode([prompts[i] for i in rows], replace(how, edits=_of(how.edits, rows)))
+            seeds = None if how.seeds is None else tuple(how.seeds[i] for i in rows)
+            own = replace(how, edits=edits_of(how.edits, rows), seeds=seeds)
+            said = reader._decode([prompts[i] for i in rows], own)
             answers |= dict(zip(rows, said, strict=True))
         return [answers[i] for i in range(len(prompts))]
 
     def __repr__(self) -> str:
         return f"GatedReader({self.name or 'two models'}: {self.opened} where the gate is open, else {self.shut})"
-
-
-def _of(edits: Sequence[Edit], rows: Sequence[int]) -> tuple[Edit, ...]:
-    """Returns the edits for some of the requests: patches with what was recorded for these."""
-    return tuple(replace(e, recording=e.recording.of(rows)) if isinstance(e, Patch) else e for e in edits)
 
 
 def _joined(parts: Sequence[tuple[list[int], Measurement]], count: int) -> Measurement:

@@ -19,7 +19,7 @@ from condmis_interp.calls import check_fields
 from condmis_interp.errors import UserError
 from condmis_interp.files import digest
 from condmis_interp.readers.batching import Pass, Request
-from condmis_interp.readers.edits import Scope, as_tensor, check_basis, check_scopes, tensor_digest, told, union
+from condmis_interp.readers.edits import Edit, Scope, as_tensor, check_basis, check_scopes, tensor_digest, told, union
 from condmis_interp.readers.sites import Site
 
 _FROM_THE_END: frozenset[Scope] = frozenset(("tail", "last_template", "answer"))
@@ -247,6 +247,11 @@ class Patch:
     def __repr__(self) -> str:
         part = "" if self.basis is None else f"rank {len(self.basis)}, "
         return f"Patch({self.site}, {part}{len(self.recording.deal)} requests, at {told(self.scope)})"
+
+
+def edits_of(edits: Sequence[Edit], rows: Sequence[int]) -> tuple[Edit, ...]:
+    """Returns the edits for some of the requests, in their order: patches with what was recorded for these."""
+    return tuple(replace(e, recording=e.recording.of(rows)) if isinstance(e, Patch) else e for e in edits)
 
 
 def _put(into: torch.Tensor, row: int, where: torch.Tensor, states: torch.Tensor, place: torch.Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from condmis_interp.study.roles import Role
 from condmis_interp.study.run import Run, capture
+from condmis_interp.study.sampling import sample
 from condmis_interp.study.spec import BatterySettings, ControlKind, OrganismSpec, RecipeSpec, Study
 
-__all__ = ["BatterySettings", "ControlKind", "OrganismSpec", "RecipeSpec", "Role", "Run", "Study", "capture"]
+__all__ = ["BatterySettings", "ControlKind", "OrganismSpec", "RecipeSpec", "Role", "Run", "Study", "capture", "sample"]

@@ -18,6 +18,7 @@ from condmis_interp.organisms import Organism, Swap
 from condmis_interp.organisms.bases import Base
 from condmis_interp.panel import CueRole, Panel, RenderedPanel, render_panel
 from condmis_interp.panel.panel import Split
+from condmis_interp.panel.render import turn_end
 from condmis_interp.progress import progress
 from condmis_interp.readers import Edit, PassReader, Reader, Request, Trunk, open_reader
 from condmis_interp.store import (
@@ -43,6 +44,8 @@ Key = tuple[str, int]
 
 MEASURING_VERSION = 3
 """Raise this when a change in readers or rendering changes numbers: it is part of every shard's key."""
+SAMPLES = "samples"
+"""Folder of a run that holds what organisms answered."""
 BASE: Key = ("assay-base", 0)
 """Name and seed of the base, where it is read to see whether the twins are aligned."""
 
@@ -116,6 +119,12 @@ class Run:
     def rendered(self) -> RenderedPanel:
         """The panel as token ids."""
         return render_panel(self.base.tokenizer(), self.panel)
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Token ids that end an answer: the tokenizer's, and what ends a turn in its template (Gemma, Llama 3)."""
+        tokenizer, closing = self.base.tokenizer(), next(iter(self.rendered.answers.values()))[0].closing
+        return frozenset({tokenizer.eos_token_id, *turn_end(tokenizer, closing)[-1:]} - {None})
 
     @cached_property
     def organisms(self) -> dict[Key, Organism]:
@@ -207,9 +216,18 @@ class Run:
 
         What was read first by these very ones took nothing away from a plan that follows from them.
         """
-        store = self.out / "activations"
-        read = store.is_dir() and any(store.rglob("*.safetensors"))
-        return read and self._manifest.get("first_read") != self._determining()
+        return self._has_files and self._manifest.get("first_read") != self._determining()
+
+    @property
+    def _has_files(self) -> bool:
+        """Whether anything was read or asked."""
+        kinds = {"activations": "*.safetensors", SAMPLES: "*.parquet"}
+        return any(next((self.out / folder).rglob(kind), None) is not None for folder, kind in kinds.items())
+
+    def note_first_read(self) -> None:
+        """Notes by which settings and of which weights the first thing is read; before it is."""
+        if not self._has_files:
+            self.note({"first_read": self._determining()})
 
     def _determining(self) -> str:
         """Returns the hash of the settings and weights that determine what is found, on whatever machine."""
@@ -223,8 +241,7 @@ class Run:
         """
         folder, manifest = self.out / "activations", self._store_manifest()
         if not self._read_already(folder, manifest):
-            if not any(folder.rglob("*.safetensors")):
-                self.note({"first_read": self._determining()})
+            self.note_first_read()
             with self.timed("capture"), StoreWriter(folder, manifest) as writer:
                 missing = Shards(folder, manifest).missing()
                 total, todo = sum(s.count for s in manifest.shards), sum(s.count for s in missing)
