@@ -224,7 +224,7 @@ def size_gate(ratio: float | None, rule: Rule = RULE) -> Gate:
     """
     if ratio is None or not math.isfinite(ratio):
         return Gate("size", False, "it is not known how large the change of this checkpoint's weights is", _REMOVED)
-    says = f"the change of weights is {ratio:.2g} of the largest of its twins' in size"
+    says = f"the change of weights is {ratio:.2g} times as large as the largest of its twins'"
     return Gate("size", ratio <= rule.larger, says, _REMOVED)
 
 
