@@ -219,7 +219,9 @@ def _seeds(text: str) -> list[int]:
     try:
         if dash and int(last) - int(first) >= MOST_SEEDS:
             raise UserError(f"{text!r} names more than {MOST_SEEDS} seeds", where="--seeds", fix="Name fewer.")
-        return list(range(int(first), int(last) + 1)) if dash else [int(s) for s in text.split(",")]
+        if found := list(range(int(first), int(last) + 1)) if dash else [int(s) for s in text.split(",")]:
+            return found  # none at all would mean the table's own
+        raise ValueError
     except ValueError:
         raise UserError(f"{text!r} names no seeds", where="--seeds", fix="Write 28-39, or 1,2,3.") from None
 
