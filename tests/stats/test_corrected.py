@@ -13,7 +13,6 @@ from condmis_interp.stats import (
     Accuracy,
     ClusterRate,
     accuracy,
-    cluster_mean,
     cluster_rate,
     corrected_rate,
     prediction_powered_rate,
@@ -96,7 +95,7 @@ def test_the_prediction_powered_interval_covers_and_is_narrower_than_that_of_the
         found = prediction_powered_rate(said(rng, truth, se, sp), np.where(some, truth, NAN), questions.tolist())
         hits.append(found.low <= rate <= found.high)
         powered.append(found.high - found.low)
-        m = cluster_mean(truth[some], questions[some].tolist())
+        m = cluster_rate(truth[some], questions[some].tolist())
         alone.append(m.high - m.low)
     assert 0.92 <= np.mean(hits) <= 0.98
     assert np.mean(powered) < np.mean(alone)
@@ -269,9 +268,9 @@ class TestPredictionPowered:
         known = np.where(rng.random(120) < 0.5, truth, NAN)
         found = prediction_powered_rate(np.zeros(120), known, questions.tolist())
         has = ~np.isnan(known)
-        m = cluster_mean(known[has], questions[has].tolist())
+        m = cluster_rate(known[has], questions[has].tolist())
         assert found.weight == 0
-        assert (found.rate, found.low, found.high) == pytest.approx((m.mean, m.low, m.high))
+        assert (found.rate, found.low, found.high) == pytest.approx((m.rate, m.low, m.high))
 
     def test_labels_of_all_answers_are_the_labels(self):
         truth = [1, 0, 0, 1, 0, 0]

@@ -100,10 +100,16 @@ def cluster_rate(
         effective = float(n / design * (tails[0] / tails[1]) ** 2)
     else:
         effective = n / (1 + (n / k - 1) * icc)
+    return ClusterRate(p, *exact_interval(p, effective, level), n, k, effective)
+
+
+def exact_interval(share: float, effective: float, level: float) -> tuple[float, float]:
+    """Returns Clopper and Pearson's interval of a share of `effective` independent cases, which may be a fraction."""
     tail = (1 - level) / 2
-    low = float(stats.beta.ppf(tail, p * effective, (1 - p) * effective + 1)) if p > 0 else 0.0
-    high = float(stats.beta.ppf(1 - tail, p * effective + 1, (1 - p) * effective)) if p < 1 else 1.0
-    return ClusterRate(p, low, high, n, k, effective)
+    hits, misses = share * effective, (1 - share) * effective
+    low = float(stats.beta.ppf(tail, hits, misses + 1)) if share > 0 else 0.0
+    high = float(stats.beta.ppf(1 - tail, hits + 1, misses)) if share < 1 else 1.0
+    return low, high
 
 
 @dataclass(frozen=True)

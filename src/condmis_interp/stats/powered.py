@@ -14,8 +14,12 @@ the variance is that of sums over clusters k,
 
 and w = sum_k a_k b_k / sum_k b_k^2, cut to 0 to 1, makes it least. With every answer a cluster of its own this is the
 power tuning of PPI++ (Angelopoulos, Duchi & Zrnic 2023, arXiv:2311.01453, section 6), w = Cov(Y, f) / ((1 + |L| / |U|)
-Var(f)). K is the number of clusters with a label (or with an answer that has none, if that is less); the interval has
-K - 2 degrees of freedom, for the weight is fitted. Where it is 0, r is the labels' mean, with K - 1 (`cluster_mean`).
+Var(f)). K is the number of clusters with a label (or with an answer that has none, if that is less); there are K - 2
+degrees of freedom, for the weight is fitted. Where it is 0, r is the labels' mean, with K - 1.
+
+A t interval misses a rate of 5 % one time in six, for the variance is small whenever the rate came out small. So the
+interval is the exact one on the effective number of answers, r (1 - r) / Var(r), as in `cluster_rate` (Korn & Graubard
+1998), with the variance at least that of answers which are each a cluster of their own.
 """
 
 from collections.abc import Hashable, Sequence
@@ -25,7 +29,7 @@ import numpy as np
 from scipy import stats
 
 from condmis_interp.errors import UserError
-from condmis_interp.stats.corrected import cluster_rate
+from condmis_interp.stats.corrected import cluster_rate, exact_interval
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,8 @@ def prediction_powered_rate(
         truth: The label, 0 to 1, NaN where there is none, [n]. The labelled answers are drawn at random from all.
         clusters: n cluster labels: questions, or families of them.
         level: Confidence level of the two-sided interval.
-        icc: As in `cluster_rate`, where all labels are 0 or all are 1: the interval is then that of the labels alone,
-            for their spread, which the formula goes by, is not seen.
+        icc: As in `cluster_rate`, where all labels are 0 or all are 1: the labels alone then make the rate, for their
+            spread, which the formula goes by, is not seen. They do too where it would not be between 0 and 1.
 
     Raises:
         UserError: if the numbers of values differ, a value is out of range, a judgement is missing, or labels are of
@@ -99,24 +103,29 @@ def prediction_powered_rate(
     own = len(set(codes[has].tolist()))
     if own < 2:
         raise UserError(f"the labels are of {own} cluster(s)", fix="Label answers to two questions or more.")
-    mean = float(y[has].mean())
-    if mean in (0.0, 1.0):
-        alone = cluster_rate(y[has], codes[has].tolist(), level=level, icc=icc)
-        return PredictionPoweredRate(mean, alone.low, alone.high, 0.0, int(has.sum()), len(y), own)
+    n, mean, weight, shift, k, df = int(has.sum()), float(y[has].mean()), 0.0, 0.0, own, own - 1
+    b = np.zeros(len(order))
     a = _sums(y[has] - mean, codes[has], len(order))
-    weight, shift, k, df = 0.0, 0.0, own, own - 1
-    b = np.zeros_like(a)
-    both = min(own, len(set(codes[~has].tolist())))
-    if both > 2:
-        b = _sums(f[has] - f[has].mean(), codes[has], len(order))
-        b -= _sums(f[~has] - f[~has].mean(), codes[~has], len(order))
+    each = np.zeros(len(y))
+    each[has] = (y[has] - mean) / n
+    if 0 < mean < 1 and (both := min(own, len(set(codes[~has].tolist())))) > 2:
+        spread = np.where(has, (f - f[has].mean()) / n, -(f - f[~has].mean()) / (len(y) - n))
+        b = np.bincount(codes, weights=spread, minlength=len(order))
         weight = float(np.clip(a @ b / (b @ b), 0, 1)) if b @ b > 0 else 0.0
-    if weight > 0:
         shift = float(f[~has].mean() - f[has].mean())
-        k, df = both, both - 2
-    rate = float(np.clip(mean + weight * shift, 0, 1))
-    half = float(stats.t.ppf((1 + level) / 2, df) * np.sqrt(k / df * np.sum((a - weight * b) ** 2)))
-    return PredictionPoweredRate(rate, max(0.0, rate - half), min(1.0, rate + half), weight, int(has.sum()), len(y), k)
+        if weight > 0 and 0 < mean + weight * shift < 1:
+            each -= weight * spread
+            k, df = both, both - 2
+        else:
+            weight = 0.0
+    rate = mean + weight * shift
+    if not 0 < mean < 1:
+        effective = cluster_rate(y[has], codes[has].tolist(), level=level, icc=icc).effective
+    else:
+        variance = max(k / df * float(np.sum((a - weight * b) ** 2)), n / (n - 1) * float(np.sum(each**2)))
+        tails = stats.t.ppf((1 + level) / 2, [n - 1, df])
+        effective = float(n / (n - 1) * rate * (1 - rate) / variance * (tails[0] / tails[1]) ** 2)
+    return PredictionPoweredRate(rate, *exact_interval(rate, effective, level), weight, n, len(y), k)
 
 
 def _sums(residuals: np.ndarray, codes: np.ndarray, count: int) -> np.ndarray:
