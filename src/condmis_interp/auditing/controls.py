@@ -235,9 +235,7 @@ class _Maker:
         opened = first.own or (first.name, 0)
         shut = benign[1].own if len(benign) > 1 else first.zero
         assert isinstance(shut, tuple)  # a norm-matched one stands alone, and its zero is one checkpoint
-        says = (
-            f"{opened[0]} of seed {opened[1]} where the trigger is in the prompt, {shut[0]} of seed {shut[1]} elsewhere"
-        )
+        says = f"{opened[0]} of seed {opened[1]} where the trigger is in the prompt, {shut[0]} of seed {shut[1]} elsewhere"
         made = self._gate("assay-gated-benign", opened, shut)
         return Control("assay-gated-benign", "trigger-aware", shut, says, made, gate=(opened, shut))
 
