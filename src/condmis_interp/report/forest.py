@@ -67,11 +67,12 @@ def forest(finding: Finding, *, delta: float) -> go.Figure:
 
 
 def _named(e: Evidence) -> str:
-    return f"<b>{e.id}</b> {e.family}" + (f", worst: {_short(e.cue)}" if e.cue else "")
+    # a long name would leave no room for the plot on a phone; the table below has it in full
+    return f"<b>{e.id}</b> " + (f"worst: {_short(e.cue)}" if e.cue else e.family)
 
 
 def _short(cue: str) -> str:
-    return cue if len(cue) <= 24 else cue[:22] + "..."
+    return cue if len(cue) <= 16 else cue[:14] + "..."
 
 
 def _clip(x: float) -> float:
