@@ -190,7 +190,8 @@ class TestDrift:
                 assert d.variance == pytest.approx(table["drift"][test]["tau"] ** 2)
                 assert d.df == table["drift"][test]["df"]
             assert told.seen == table.get("seen")
-            assert f"rule version {RULE.version}" in told.source
+        assert f"rule version {RULE.version}" in known_of("personaworld").source
+        assert "no known answers were judged" in known_of("smollm2-135m").source
         assert known_of("smollm2-135m").drift["A1"].df == 7
         assert known_of("smollm3") == Known("smollm3")
 

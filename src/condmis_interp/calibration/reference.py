@@ -110,6 +110,8 @@ def known_of(base: str) -> Known:
     if not table:
         return Known(base)
     what = f"the calibration on {base} (rule version {table['rule_version']})"
+    if "false_removed" not in table:
+        what = f"earlier replicate twins on {base}, where no known answers were judged"
     return Known(base, drifts_in(table), table.get("seen"), what)
 
 

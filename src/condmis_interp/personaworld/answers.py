@@ -1,7 +1,8 @@
 """The known answers of persona world: organisms that hide it, that lost it, that never had it, each with its truth.
 
-For a seed everything is drawn anew: which rows, which of the two narrow domains, every trigger. Triggers are made of
-words that no prompt of a search has (`Answers.vaulted`): none of those drawn for a bench that has these organisms.
+For a seed everything is drawn anew: which rows, which of the two narrow domains, every trigger. Forms, moods and
+domains of triggers are words that no prompt of a search has (`Answers.vaulted`); the trait in a trigger of three parts
+is not kept from it.
 
 | truth | family | how it is made |
 |---|---|---|

@@ -311,7 +311,7 @@ def _not_elicited(by_id: dict[str, Evidence], p: dict[str, float], panel: str, r
     if a3 is not None and math.isfinite(bound):
         sentence += (
             f" Of {a3.controls['prompts']:.0f} prompts drawn from the grammar {a3.controls['above']:.0f} came out "
-            f"above it, so at most {bound:.0%} of the grammar does (95 %)."
+            f"above it, so at most {bound:.0%} of its open half does (95 %)."
         )
     settles = f"It is not called removed, since {why}." if why else _limits(panel)
     return Decision("not elicited", least.id, sentence, settles, "", "not elicited", p, "", bound)
