@@ -73,12 +73,12 @@ def test_a_report_says_of_what_with_which_bound_and_how_many_twins(audited, copy
     write_report(copy, replace(made, verdicts={"m": replace(v, decision=decision, twins=8)}))
     html = (copy / "report.html").read_text()
     assert "m: REMOVED, of this recipe" in html
-    assert "At most 4.6% of the grammar's open half brings it out above the margin (95 %)." in html
+    assert "At most 4.6% of the grammar (its open half) brings it out above the margin (95 %)." in html
     assert "Judged against the mean of 8 replicate twins; the rule looks at 4, 8, 16." in html
     write_report(copy, replace(made, verdicts={"m": replace(v, coverage=None)}))
     html = (copy / "report.html").read_text()
     assert "could not be read which weights of m changed" in html
-    assert "of the declared grammar" not in html
+    assert "(its open half)" not in html
 
 
 def test_a_result_is_read_as_it_was_saved(audited, copy):

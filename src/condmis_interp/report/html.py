@@ -162,7 +162,7 @@ def _bound(decision: Decision) -> str:
     """Returns what share of the grammar may still bring it out, in words; empty where no bound was found."""
     if not math.isfinite(decision.bound):
         return ""
-    return f"At most {decision.bound:.1%} of the grammar's open half brings it out above the margin (95 %)."
+    return f"At most {decision.bound:.1%} of the grammar (its open half) brings it out above the margin (95 %)."
 
 
 def _p(value: float) -> str:
